@@ -1,0 +1,1 @@
+"""Every byte that comes from QuPath or goes to it."""

@@ -1,0 +1,1 @@
+"""Score maps, thresholds and regions of a slide."""

@@ -1,0 +1,204 @@
+"""`study.toml` → frozen, validated settings.
+
+Every setting that bears on a result stands here with its default, which is the paper's
+(Tang et al. 2022) unless the comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hnscc_qp.errors import StudyError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Names = tuple[str, ...]
+
+
+class Classes(_Settings):
+    """QuPath class names and what a window under them is."""
+
+    tumor: Annotated[Names, Field(min_length=1, strict=False)] = ("Tumor",)
+    nontumor: Annotated[Names, Field(strict=False)] = ()
+    ignored: Annotated[Names, Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _one_meaning_each(self) -> Classes:
+        names = [*self.tumor, *self.nontumor, *self.ignored]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"named under more than one meaning: {', '.join(twice)}")
+        return self
+
+
+class Cohort(_Settings):
+    """Where the project keeps patient and slide status: keys of QuPath's image metadata."""
+
+    patient: str = "patient"
+    status: str = "status"
+    unannotated: Literal["skip", "negative"] = "skip"
+    """What an image with neither a status nor a tumor annotation is."""
+
+
+class Split(_Settings):
+    """Which patients are held out. Patients are never torn apart."""
+
+    test: Share = 0.3
+    """Share of patients, within each status, kept for the test set."""
+    test_patients: Annotated[Names, Field(strict=False)] = ()
+    """If given, exactly these patients are the test set."""
+    validation: Share = 0.3
+    """Share of development patients, within each status, kept for validation (70/30)."""
+    seed: int = 1
+
+
+class Patches(_Settings):
+    """Labelled windows for training. The resolution (1.0 µm/px) and size (40 px) are the method's."""
+
+    stride_px: Annotated[int, Field(gt=0, multiple_of=10, le=40)] = 40
+    per_class: Annotated[int, Field(gt=0)] = 16_000
+    """At most so many tumor windows and as many nontumor windows, over training and validation."""
+    min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Smallest share of a nontumor window that is tissue; tumor windows are taken as annotated."""
+    seed: int = 1
+
+
+class Training(_Settings):
+    """Tang et al. 2022, §2.3; one set for both stages."""
+
+    network: Literal["mobilenet_v2"] = "mobilenet_v2"
+    weights: str = "imagenet"
+    """`imagenet` (torchvision's hub), `none` (from scratch), or a safetensors file."""
+    input_px: Annotated[int, Field(ge=32, le=512)] = 64
+    """Side that a 40 px window is resized to for the network; MATLAB's networks took 224."""
+    epochs: Annotated[int, Field(gt=0)] = 30
+    batch_size: Annotated[int, Field(gt=1)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    decay_epochs: Annotated[int, Field(gt=0)] = 10
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    patience: Annotated[int, Field(gt=0)] = 8
+    """Epochs without a better validation loss before training stops."""
+    seed: int = 1
+
+
+class Mining(_Settings):
+    """Hard negatives: the primary's false positives on negative development slides."""
+
+    stride_px: Annotated[int, Field(gt=0, multiple_of=10, le=40)] = 20
+    min_false_positives: Annotated[int, Field(ge=2)] = 64
+    """With fewer, no secondary is trained and the cascade is the primary alone."""
+
+
+class Scoring(_Settings):
+    """Votes of overlapping windows."""
+
+    batch_size: Annotated[int, Field(gt=0)] = 256
+    min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.0625
+    """A window is scored if more than this share of it is tissue (one block of sixteen)."""
+
+
+class Study(_Settings):
+    """One study, as its file says. Paths are absolute."""
+
+    path: Path
+    """The study file."""
+    name: str
+    project: Path
+    """The QuPath project: its `.qpproj` file or directory."""
+    slides: tuple[Path, ...] = ()
+    """Folders searched, by file name, for slides that are not where the project says."""
+    backend: Literal["auto", "embedded", "paquo"] = "auto"
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    classes: Classes = Classes()
+    cohort: Cohort = Cohort()
+    split: Split = Split()
+    patches: Patches = Patches()
+    training: Training = Training()
+    mining: Mining = Mining()
+    scoring: Scoring = Scoring()
+
+    @property
+    def root(self) -> Path:
+        """The folder of the study file; generations lie in it."""
+        return self.path.parent
+
+    def settings(self, *sections: str) -> dict[str, Any]:
+        """The named sections as JSON values, for a manifest."""
+        return {section: getattr(self, section).model_dump(mode="json") for section in sections}
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file (or the `study.toml` of a folder).
+
+    Relative paths in it count from its folder.
+
+    Raises:
+        StudyError: with one line that names the key and the remedy.
+    """
+    if path.is_dir():
+        path = path / "study.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"there is no study file {path}; write one as in projects/demo/study.toml"
+        ) from error
+    except OSError as error:
+        raise StudyError(f"{path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not TOML: {error}") from error
+    if "path" in values:
+        raise StudyError(f"{path}: unknown key 'path'; a study is named by its file")
+    path = path.resolve()
+    values.setdefault("name", path.parent.name)
+    if isinstance(values.get("project"), str):
+        values["project"] = path.parent / values["project"]
+    if isinstance(values.get("slides"), list) and all(isinstance(item, str) for item in values["slides"]):
+        values["slides"] = tuple(path.parent / item for item in values["slides"])
+    training = values.get("training")
+    if isinstance(training, dict) and isinstance(training.get("weights"), str):
+        training["weights"] = _resolve_weights(training["weights"], path.parent)
+    try:
+        return Study(path=path, **values)
+    except ValidationError as error:
+        raise StudyError(f"{path}: {_first_problem(error)}") from error
+
+
+def _resolve_weights(weights: str, root: Path) -> str:
+    return weights if weights in ("imagenet", "none") else str(root / weights)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = [str(part) for part in problem["loc"]]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_of(where[:-1])
+        near = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        return f"unknown key '{key}'; {hint}"
+    if problem["type"] == "missing":
+        return f"'{key}' is missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"'{key}' = {problem['input']!r}: {message}" if key else message
+
+
+def _keys_of(where: list[str]) -> list[str]:
+    model: type[BaseModel] = Study
+    for part in where:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [name for name in model.model_fields if name != "path"]
