@@ -107,6 +107,13 @@ class Scoring(_Settings):
     """A window is scored if more than this share of it is tissue (one block of sixteen)."""
 
 
+class Calibration(_Settings):
+    """The threshold, chosen on the development set."""
+
+    sensitivity: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Wanted on the development set where no threshold separates it perfectly."""
+
+
 class Study(_Settings):
     """One study, as its file says. Paths are absolute."""
 
@@ -127,6 +134,7 @@ class Study(_Settings):
     training: Training = Training()
     mining: Mining = Mining()
     scoring: Scoring = Scoring()
+    calibration: Calibration = Calibration()
 
     @property
     def root(self) -> Path:

@@ -1,0 +1,17 @@
+"""Fixtures for every room: where the shared real data lies, if it does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and QuPath's oracle; beside the checkout, or where HNSCC_QP_SHARED points."""
+    folder = Path(os.environ.get("HNSCC_QP_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "qupath" / "formats.md").is_file():
+        pytest.skip(f"the shared real data is not at {folder} (set HNSCC_QP_SHARED)")
+    return folder
