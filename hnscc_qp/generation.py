@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,34 +88,35 @@ def step_key(step: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) 
     return sha256_json({"step": step, "settings": dict(settings), "inputs": dict(inputs)})
 
 
-def write_manifest(
-    folder: Path,
+def make_manifest(
     *,
     step: str,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
     counts: Mapping[str, Any],
     started: float,
+    outputs: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
-    notes: tuple[str, ...] = (),
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a step's `manifest.json`, last of its files, and return it.
+    """What a step says of itself.
 
     Args:
-        folder: the step's folder.
         step: its name.
         settings: every setting that bears on the result, the seed included.
         inputs: name → hash of what was read.
         counts: what came out, in numbers.
         started: `time.time()` when the step began.
+        outputs: name → hash of what later steps read.
         failed: image name → reason, for images that could not be done.
         notes: what a person should know of the result.
     """
-    manifest = {
+    return {
         "step": step,
         "key": step_key(step, settings, inputs),
         "settings": dict(settings),
         "inputs": dict(inputs),
+        "outputs": dict(outputs or {}),
         "counts": dict(counts),
         "failed": dict(failed or {}),
         "notes": list(notes),
@@ -123,8 +124,11 @@ def write_manifest(
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions(),
     }
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a step's `manifest.json`, last of its files: with it the step is done."""
     write_json(folder / MANIFEST, manifest)
-    return manifest
 
 
 def versions() -> dict[str, str]:

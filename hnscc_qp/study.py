@@ -104,7 +104,7 @@ class Scoring(_Settings):
 
     batch_size: Annotated[int, Field(gt=0)] = 256
     min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.0625
-    """A window is scored if more than this share of it is tissue (one block of sixteen)."""
+    """A window is scored if at least this share of it is tissue (one block of sixteen)."""
 
 
 class Calibration(_Settings):
@@ -146,10 +146,14 @@ class Study(_Settings):
         return {section: getattr(self, section).model_dump(mode="json") for section in sections}
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path, *, weights: str | None = None) -> Study:
     """Read and check a study file (or the `study.toml` of a folder).
 
     Relative paths in it count from its folder.
+
+    Args:
+        path: of the file or folder.
+        weights: stands in for the file's `training.weights`; a relative path counts from here.
 
     Raises:
         StudyError: with one line that names the key and the remedy.
@@ -177,6 +181,8 @@ def load_study(path: Path) -> Study:
     training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("weights"), str):
         training["weights"] = _resolve_weights(training["weights"], path.parent)
+    if weights is not None:
+        values.setdefault("training", {})["weights"] = _resolve_weights(weights, Path.cwd())
     try:
         return Study(path=path, **values)
     except ValidationError as error:
