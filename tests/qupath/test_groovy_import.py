@@ -1,0 +1,248 @@
+"""The Groovy scripts, run by a real QuPath as its `Run for project` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4, uuid5
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+from shapely import LineString, MultiPoint, MultiPolygon, Point, Polygon, box
+
+from hnscc_qp.qupath.create import NewImage, create_project
+from hnscc_qp.qupath.geojson import read_geojson, write_geojson
+from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
+from hnscc_qp.qupath.shapes import ellipse, roi_kind
+
+pytestmark = pytest.mark.qupath
+
+SCRIPTS = Path(__file__).parents[2] / "qupath_scripts"
+AI_TUMOR = PathClass(("AI", "Tumor"), (255, 127, 14))
+# What is in the image, one JSON line per object, sorted by id.
+DESCRIBE = """
+import qupath.lib.io.GsonTools
+import static qupath.lib.scripting.QP.*
+def gson = GsonTools.getInstance()
+getCurrentHierarchy().getAllObjects(false).sort { it.getID().toString() }.each { item ->
+    def roi = item.getROI()
+    println gson.toJson([
+        type: item.getClass().getSimpleName(), id: item.getID().toString(), name: item.getName(),
+        path_class: item.getPathClass()?.toString(), locked: item.isLocked(), color: item.getColor(),
+        roi: roi.getClass().getSimpleName(), area: roi.getArea(), wkt: roi.getGeometry().toText(),
+        measurements: item.getMeasurementList().asMap().collectEntries { [it.key, it.value as double] },
+        parent: item.getParent().isRootObject() ? null : item.getParent().getID().toString(),
+        nucleus: item.isCell() ? item.getNucleusROI()?.getArea() : null
+    ])
+}
+"""
+Run = Callable[[Path, str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """Run a script on the first image of a project and save; returns the lines it printed."""
+    if "PAQUO_QUPATH_DIR" not in os.environ:
+        pytest.skip("no QuPath: set PAQUO_QUPATH_DIR")
+    pytest.importorskip("paquo.java")
+    from jpype import JClass  # noqa: PLC0415
+
+    def run_script(project_file: Path, script: str) -> list[str]:
+        image_type = JClass("java.awt.image.BufferedImage").class_
+        project = JClass("qupath.lib.projects.ProjectIO").loadProject(
+            JClass("java.io.File")(str(project_file)), image_type
+        )
+        entry = project.getImageList()[0]
+        image_data = entry.readImageData()
+        scripting = JClass("qupath.lib.scripting.QP")
+        printed = JClass("java.io.StringWriter")()
+        binding = JClass("groovy.lang.Binding")()
+        binding.setVariable("out", JClass("java.io.PrintWriter")(printed))
+        scripting.setBatchProjectAndImage(project, image_data)
+        try:
+            # Classes are looked up by the JVM: Groovy's own parser may be older than the classes of the JVM.
+            settings = JClass("org.codehaus.groovy.control.CompilerConfiguration")()
+            settings.getOptimizationOptions().put("asmResolving", JClass("java.lang.Boolean").FALSE)
+            JClass("groovy.lang.GroovyShell")(binding, settings).evaluate(script)
+        finally:
+            scripting.resetBatchProjectAndImage()
+        entry.saveImageData(image_data)
+        project.syncChanges()
+        return str(printed).splitlines()
+
+    return run_script
+
+
+def make(roi: Any, kind: ObjectType = ObjectType.ANNOTATION, **fields: Any) -> PathObject:
+    return PathObject(kind, roi, **{"roi_kind": roi_kind(roi), "area_px": roi.area, "id": uuid4()} | fields)
+
+
+def detection(number: int, **fields: Any) -> PathObject:
+    """One of ours: an id of version 5, class `AI: Tumor`."""
+    roi = box(50 * number, 10, 50 * number + 40, 30)
+    ours = {"id": uuid5(UUID(int=0), str(number)), "path_class": AI_TUMOR, "measurements": {"score": 0.875}}
+    return make(roi, ObjectType.DETECTION, **ours | fields)
+
+
+def project_with(folder: Path, annotations: Sequence[PathObject] = ()) -> Path:
+    slide = folder / "case.tif"
+    tifffile.imwrite(slide, np.full((400, 600, 3), 255, np.uint8), tile=(128, 128), photometric="rgb")
+    image = NewImage(slide, "case: 1", (600, 400), [(1, 600, 400)], annotations=annotations)
+    return create_project(
+        folder / "project", [image], path_classes=[PathClass(("Tumor",), (200, 0, 0)), AI_TUMOR]
+    )
+
+
+def offer(project: Path, detections: Sequence[PathObject]) -> None:
+    write_geojson(project.parent / "ai-detections" / "1 case_ 1.geojson", detections)
+
+
+def script(name: str) -> str:
+    return (SCRIPTS / f"{name}.groovy").read_text(encoding="utf-8")
+
+
+def import_detections(run: Run, project: Path) -> str:
+    (line,) = run(project, script("import_ai_detections"))
+    return line
+
+
+def describe(run: Run, project: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run(project, DESCRIBE)]
+
+
+def ids(described: list[dict[str, Any]]) -> set[str]:
+    return {item["id"] for item in described}
+
+
+def test_detections_are_imported_once_however_often_the_script_runs(run: Run, tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    offer(project, [detection(1), detection(2)])
+    assert import_detections(run, project).startswith("case: 1: 2 added, 0 replaced, 0 removed, 0 kept")
+    before = describe(run, project)
+    assert [(item["type"], item["path_class"]) for item in before] == [
+        ("PathDetectionObject", "AI: Tumor")
+    ] * 2
+    assert import_detections(run, project).startswith("case: 1: 0 added, 2 replaced, 0 removed, 0 kept")
+    assert describe(run, project) == before
+
+
+def test_detections_that_are_gone_are_removed_and_new_ones_added(run: Run, tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    offer(project, [detection(1), detection(2)])
+    import_detections(run, project)
+    offer(project, [detection(2, measurements={"score": 0.5}), detection(3)])
+    assert import_detections(run, project).startswith("case: 1: 1 added, 1 replaced, 1 removed, 0 kept")
+    after = {item["id"]: item for item in describe(run, project)}
+    assert after.keys() == {str(detection(2).id), str(detection(3).id)}
+    assert after[str(detection(2).id)]["measurements"] == {"score": 0.5}
+
+
+def test_what_a_pathologist_touched_or_made_is_never_changed(run: Run, tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    offer(project, [detection(number) for number in range(1, 6)])
+    import_detections(run, project)
+    edits = f"""
+    import qupath.lib.objects.PathObjects
+    import qupath.lib.objects.classes.PathClass
+    import qupath.lib.regions.ImagePlane
+    import qupath.lib.roi.ROIs
+    import static qupath.lib.scripting.QP.*
+    def byId = getCurrentHierarchy().getAllObjects(false).collectEntries {{ [it.getID().toString(), it] }}
+    byId['{detection(1).id}'].setLocked(true)
+    byId['{detection(2).id}'].setName('ask Ann')
+    byId['{detection(3).id}'].setPathClass(PathClass.fromString('Necrosis'))
+    def roi = ROIs.createRectangleROI(5, 5, 20, 20, ImagePlane.getDefaultPlane())
+    def hers = PathObjects.createDetectionObject(roi, PathClass.fromString('AI: Tumor'))
+    getCurrentHierarchy().addObjects([hers, PathObjects.createAnnotationObject(roi)])
+    """
+    run(project, edits)
+    edited = describe(run, project)
+    # All five come again, four changed, and a sixth.
+    offer(project, [detection(number, measurements={"score": 0.25}) for number in (1, 2, 3, 4, 6)])
+    assert import_detections(run, project).startswith("case: 1: 1 added, 1 replaced, 1 removed, 3 kept")
+    after = describe(run, project)
+    assert ids(after) == ids(edited) - {str(detection(5).id)} | {str(detection(6).id)}
+    ours = {str(detection(number).id) for number in (4, 5, 6)}
+    assert [item for item in after if item["id"] not in ours] == [
+        item for item in edited if item["id"] not in ours
+    ]
+    assert import_detections(run, project).startswith("case: 1: 0 added, 2 replaced, 0 removed, 3 kept")
+    assert describe(run, project) == after
+
+
+def test_without_a_file_the_script_says_what_to_run(run: Run, tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    (project.parent / "ai-detections").mkdir()
+    write_geojson(project.parent / "ai-detections" / "11 case_ 1.geojson", [detection(1)])
+    line = import_detections(run, project)
+    assert line.startswith("case: 1: no AI detections") and "hnscc-qp push" in line
+    assert describe(run, project) == []
+
+
+def test_annotations_are_imported_into_an_image_that_has_none(run: Run, tmp_path: Path) -> None:
+    annotations = [make(box(10, 20, 110, 70), path_class=PathClass(("Tumor",)))]
+    project = project_with(tmp_path, annotations)
+    assert run(project, script("import_annotations")) == ["case: 1: 1 objects imported"]
+    before = describe(run, project)
+    assert ids(before) == {str(annotations[0].id)}
+    assert run(project, script("import_annotations")) == [
+        "case: 1: has annotations already, nothing imported"
+    ]
+    assert describe(run, project) == before
+
+
+def test_qupath_takes_in_every_kind_of_object_as_we_hold_it(run: Run, tmp_path: Path) -> None:
+    oval, oval_area = ellipse((100, 100, 300, 200))
+    objects = [
+        make(
+            Polygon([(10, 10), (200.123, 20.456), (150, 180), (10, 170)], [[(50, 50), (60, 50), (60, 60)]]),
+            name="Größe 组织",
+            path_class=PathClass(("Tumor",), (200, 0, 0)),
+            locked=True,
+            measurements={"m µ": 1.5},
+            metadata={"k": "v"},
+            color=(1, 2, 3),
+            children=(detection(1),),
+        ),
+        make(oval, roi_kind=RoiKind.ELLIPSE, area_px=oval_area, path_class=PathClass(("Stroma", "äöü*"))),
+        make(Polygon([(300, 300), (400, 400), (400, 300), (300, 400)])),
+        make(MultiPolygon([box(0, 0, 10, 10), box(10.004, 0, 20, 10)])),
+        make(MultiPolygon([box(0, 50, 10, 60), box(30, 50, 40, 60)])),
+        make(Polygon([(0, 0), (50, 10), (30, 60)])),
+        make(Point(5, 6)),
+        make(MultiPoint([(5, 6), (7, 8)])),
+        make(LineString([(5, 6), (7, 8)])),
+        make(LineString([(5, 6), (7, 8), (9, 20)])),
+        make(
+            box(500, 300, 520, 320),
+            ObjectType.CELL,
+            nucleus_roi=Polygon([(505, 305), (510, 305), (510, 310)]),
+        ),
+        make(box(500, 350, 520, 370.5), ObjectType.TILE),
+    ]
+    project = project_with(tmp_path, objects)
+    run(project, script("import_annotations"))
+    theirs = {item["id"]: item for item in describe(run, project)}
+    (sidecar,) = (project.parent / "annotations").iterdir()
+    ours = read_geojson(sidecar).objects
+    assert theirs.keys() == {str(item.id) for item in (*ours, *ours[0].children)}
+    for item in ours:
+        seen = theirs[str(item.id)]
+        assert seen["type"].lower() == f"path{item.type.value}object"
+        assert (seen["roi"], seen.get("name"), seen["locked"]) == (
+            item.roi_kind.value,
+            item.name,
+            item.locked,
+        )
+        assert seen.get("path_class") == (item.path_class and str(item.path_class))
+        assert seen["area"] == pytest.approx(item.area_px, rel=1e-5)
+        assert seen["measurements"] == item.measurements
+        assert shapely.from_wkt(seen["wkt"]).hausdorff_distance(item.roi) < 0.02
+    assert theirs[str(detection(1).id)]["parent"] == str(objects[0].id)
+    assert theirs[str(objects[10].id)]["nucleus"] == pytest.approx(12.5)
+    assert theirs[str(objects[0].id)]["color"] & 0xFFFFFF == 0x010203
