@@ -1,0 +1,147 @@
+"""Score map → tumor regions: exact outlines of blocks, as polygons with holes."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.distance import pdist
+from shapely.geometry import Polygon
+
+from hnscc_qp.geometry import PixelSize
+from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
+from hnscc_qp.scoring.score_map import ScoreMap
+
+AI_TUMOR = PathClass(("AI", "Tumor"), (255, 90, 0))
+_UUID_SPACE = uuid.uuid5(uuid.NAMESPACE_URL, "hnscc-qp/region/1")
+
+
+@dataclass(frozen=True, slots=True)
+class TumorRegion:
+    """Blocks that reach the threshold and share sides."""
+
+    polygon_qupath: Polygon
+    area_um2: float
+    longest_diameter_mm: float
+    """Between the two points of the outline that are farthest apart."""
+    max_score: float
+    """0..1"""
+    mean_score: float
+    """Over its blocks, 0..1."""
+    threshold_score: float
+    """0..1"""
+
+
+def vectorize(score_map: ScoreMap, *, threshold_votes: int) -> list[TumorRegion]:
+    """Outline the blocks with at least `threshold_votes` votes, in the order of their first blocks.
+
+    Blocks that touch at a corner only are different regions. Polygons are valid, follow the blocks'
+    sides exactly, and are cut where the last blocks reach beyond the image.
+    """
+    if threshold_votes < 1:
+        raise ValueError(f"a threshold is at least one vote, not {threshold_votes}")
+    labels, count = ndimage.label(score_map.votes >= threshold_votes)
+    if not count:
+        return []
+    numbers = np.arange(1, count + 1)
+    largest = ndimage.maximum(score_map.votes, labels, numbers) / score_map.max_level
+    mean = ndimage.mean(score_map.votes, labels, numbers) / score_map.max_level
+    pixel_size = score_map.grid.pixel_size
+    regions = []
+    for index, outline in enumerate(_outline(labels)):
+        polygon = shapely.transform(outline, lambda blocks: _to_qupath(blocks, score_map)).normalize()
+        regions.append(
+            TumorRegion(
+                polygon_qupath=polygon,
+                area_um2=pixel_size.area_um2(polygon.area),
+                longest_diameter_mm=_longest_diameter_um(polygon, pixel_size) / 1000,
+                max_score=float(largest[index]),
+                mean_score=float(mean[index]),
+                threshold_score=threshold_votes / score_map.max_level,
+            )
+        )
+    return regions
+
+
+def to_detection(region: TumorRegion, *, slide_name: str, model_hash: str, generation: str) -> PathObject:
+    """Make QuPath's object of a region.
+
+    Its id depends on the slide, the model and the outline alone, so writing the same result again
+    replaces objects and adds none.
+    """
+    polygon = region.polygon_qupath
+    # QuPath keeps two decimals in GeoJSON.
+    rounded = shapely.transform(polygon, lambda points: points.round(2))
+    outline = shapely.to_wkb(rounded, hex=True, byte_order=1)
+    return PathObject(
+        type=ObjectType.DETECTION,
+        roi=polygon,
+        roi_kind=RoiKind.GEOMETRY if polygon.interiors else RoiKind.POLYGON,
+        area_px=polygon.area,
+        id=uuid.uuid5(_UUID_SPACE, "\n".join((slide_name, model_hash, outline))),
+        path_class=AI_TUMOR,
+        measurements={
+            "Area µm^2": region.area_um2,
+            "Longest diameter mm": region.longest_diameter_mm,
+            "AI: Max score": region.max_score,
+            "AI: Mean score": region.mean_score,
+            "AI: threshold": region.threshold_score,
+        },
+        metadata={"AI model": model_hash, "AI generation": generation, "AI note": "Research use only"},
+    )
+
+
+def _outline(labels: NDArray[np.integer[Any]]) -> list[Polygon]:
+    """One polygon per label 1, 2, ..., in block units.
+
+    The sides between blocks of the mask and others, joined to straight runs, are cut into
+    faces by `polygonize`. Runs are broken wherever sides meet at right angles, so a corner where
+    two blocks touch diagonally is a node, and each face is one side-connected component, or a gap.
+    """
+    mask = np.pad(labels > 0, 1)
+    # (y, x) of a side is that of its upper or left end; the padding stands for what lies outside.
+    across = mask[1:, 1:] != mask[:-1, 1:]  # horizontal, above block (y, x)
+    down = mask[1:, 1:] != mask[1:, :-1]  # vertical, left of block (y, x)
+    horizontal = _runs(across, down)
+    vertical = _runs(down.T, across.T)[:, :, ::-1]
+    sides = shapely.linestrings(np.concatenate([horizontal, vertical]).astype(float))
+    faces = shapely.get_parts(shapely.polygonize(sides))
+    outlines: dict[int, Polygon] = {}
+    for face in faces:
+        # The block right below the leftmost of a face's highest corners lies in the face.
+        x, y = min(face.exterior.coords, key=lambda point: (point[1], point[0]))
+        outlines[int(labels[int(y), int(x)])] = face
+    outlines.pop(0, None)  # gaps
+    return [outlines[label] for label in sorted(outlines)]
+
+
+def _runs(sides: NDArray[np.bool_], crossing: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Join unit sides along the last axis where no crossing side meets them: (n, 2, 2) points (x, y).
+
+    At a corner of blocks sides meet in even number, so with two in line the two across are either
+    both there or both absent, and the one below tells.
+    """
+    before = np.zeros_like(sides)
+    before[:, 1:] = sides[:, :-1]
+    starts = sides & ~(before & ~crossing)
+    joined = np.zeros_like(sides)
+    joined[:, :-1] = ~starts[:, 1:] & sides[:, 1:]
+    ends = sides & ~joined
+    y, first = np.nonzero(starts)
+    _, last = np.nonzero(ends)
+    return np.stack([np.stack([first, y], axis=-1), np.stack([last + 1, y], axis=-1)], axis=1)
+
+
+def _to_qupath(blocks: NDArray[np.float64], score_map: ScoreMap) -> NDArray[np.float64]:
+    return np.minimum(blocks * score_map.grid.block_qupath, score_map.image_size_px)
+
+
+def _longest_diameter_um(polygon: Polygon, pixel_size: PixelSize) -> float:
+    # The two farthest points are corners of the convex hull.
+    corners = shapely.get_coordinates(polygon.convex_hull) * (pixel_size.x, pixel_size.y)
+    return float(pdist(corners).max())

@@ -1,0 +1,146 @@
+"""The threshold of a positive slide, chosen on the development set (Tang et al. 2022, §2.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hnscc_qp.errors import CohortError
+
+LEVELS = 16
+"""Windows over a block, and so the largest number of votes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideScore:
+    """A slide's truth and its highest score."""
+
+    name: str
+    patient: str
+    positive: bool
+    max_votes: int
+    """0..16"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_votes <= LEVELS:
+            raise ValueError(f"{self.name} has {self.max_votes} votes; there are 0 to {LEVELS}")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How a threshold of so many votes does on the development set."""
+
+    votes: int
+    sensitivity: float
+    specificity: float | None
+    """None if there are no negative slides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A slide is positive if any block has at least `votes` votes."""
+
+    votes: int
+    """1..16"""
+    separates: bool
+    """It parts all positive from all negative slides of the development set."""
+    interval: tuple[int, int] | None
+    """Lowest and highest number of votes that separate, both included; None if none does."""
+    sensitivity: float
+    specificity: float | None
+    missed: tuple[str, ...]
+    """Positive slides below the threshold."""
+    false_alarms: tuple[str, ...]
+    """Negative slides that reach it."""
+    sweep: tuple[Level, ...]
+    """All levels, from 1 vote to 16."""
+    sentence: str
+    """The choice and its reason, for people."""
+
+    @property
+    def score(self) -> float:
+        """The threshold as a score: 0.0625..1."""
+        return self.votes / LEVELS
+
+
+def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Threshold:
+    """Choose the paper's threshold: the lower end of the interval that separates the development set.
+
+    Where the highest score of every negative slide is below that of every positive one, the
+    thresholds in between separate the set, and the lowest of them is taken (the paper's
+    0.6875 = 11/16). Otherwise it is the highest threshold that keeps the wanted sensitivity; where
+    even one vote misses too many slides, it is one vote. Without negative slides nothing
+    can be separated, so the second rule holds and the specificity is unknown.
+
+    Args:
+        slides: the development set.
+        sensitivity: wanted share of positive slides found, 0..1, where no threshold separates.
+
+    Raises:
+        CohortError: no slide is positive.
+    """
+    positives = [slide for slide in slides if slide.positive]
+    negatives = [slide for slide in slides if not slide.positive]
+    if not positives:
+        raise CohortError(
+            "the development set has no positive slide to choose a threshold by; "
+            "annotate tumor on one, or move a positive patient out of the test set"
+        )
+    sweep = tuple(_judge(votes, positives, negatives) for votes in range(1, LEVELS + 1))
+    interval = _separating(positives, negatives)
+    if interval:
+        votes = interval[0]
+    else:
+        # Sensitivities are shares of a few slides: 0.7 wanted of 7/10 must not fail by rounding.
+        votes = max((level.votes for level in sweep if level.sensitivity >= sensitivity - 1e-9), default=1)
+    chosen = sweep[votes - 1]
+    missed = tuple(slide.name for slide in positives if slide.max_votes < votes)
+    false_alarms = tuple(slide.name for slide in negatives if slide.max_votes >= votes)
+    patients = len({slide.patient for slide in slides})
+    return Threshold(
+        votes=votes,
+        separates=interval is not None,
+        interval=interval,
+        sensitivity=chosen.sensitivity,
+        specificity=chosen.specificity,
+        missed=missed,
+        false_alarms=false_alarms,
+        sweep=sweep,
+        sentence=(
+            f"A score of {votes}/{LEVELS} = {votes / LEVELS:.4f} calls a slide positive. "
+            f"{_reason(chosen, interval, sensitivity, bool(negatives))} "
+            f"On the development set ({len(slides)} slides of {patients} patients) it finds "
+            f"{len(positives) - len(missed)} of {len(positives)} positive slides and falsely calls "
+            f"{len(false_alarms)} of {len(negatives)} negative ones."
+        ),
+    )
+
+
+def slide_status(max_votes: int, threshold_votes: int) -> Literal["positive", "negative"]:
+    """Call a slide by its highest number of votes."""
+    return "positive" if max_votes >= threshold_votes else "negative"
+
+
+def _judge(votes: int, positives: Sequence[SlideScore], negatives: Sequence[SlideScore]) -> Level:
+    found = sum(slide.max_votes >= votes for slide in positives)
+    spared = sum(slide.max_votes < votes for slide in negatives)
+    return Level(votes, found / len(positives), spared / len(negatives) if negatives else None)
+
+
+def _separating(positives: Sequence[SlideScore], negatives: Sequence[SlideScore]) -> tuple[int, int] | None:
+    if not negatives:
+        return None
+    low = max(slide.max_votes for slide in negatives) + 1
+    high = min(slide.max_votes for slide in positives)
+    return (low, high) if low <= high else None
+
+
+def _reason(chosen: Level, interval: tuple[int, int] | None, sensitivity: float, any_negatives: bool) -> str:
+    if interval:
+        low, high = (f"{votes / LEVELS:.4f}" for votes in interval)
+        return f"It is the lower end of the thresholds that separate the development set, {low} to {high}."
+    why = "No threshold separates the development set" if any_negatives else "There are no negative slides"
+    if chosen.sensitivity < sensitivity - 1e-9:
+        return f"{why}, and none reaches a sensitivity of {sensitivity:.0%}: it is the lowest there is."
+    return f"{why}: it is the highest that keeps a sensitivity of {sensitivity:.0%}."
