@@ -67,6 +67,9 @@ class PathObject:
 
 def walk(objects: Iterable[PathObject], depth: int = 1) -> Iterator[tuple[int, PathObject]]:
     """Every object with its depth (1 = directly under the root), parents before children."""
-    for item in objects:
-        yield depth, item
-        yield from walk(item.children, depth + 1)
+    # Not recursive: QuPath nests objects as deep as it likes.
+    waiting = [(depth, item) for item in reversed(tuple(objects))]
+    while waiting:
+        level, item = waiting.pop()
+        yield level, item
+        waiting += [(level + 1, child) for child in reversed(item.children)]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from hnscc_qp.errors import BackendError
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.qupath.objects import PathClass, PathObject
+from hnscc_qp.qupath.ownership import WritePlan
 
 Backend = Literal["auto", "embedded", "paquo"]
 
@@ -39,8 +41,8 @@ class ImageEntry:
 
     @property
     def crop_to_bounds(self) -> bool:
-        """QuPath crops to the slide's bounds unless told not to."""
-        return "--no-crop" not in self.args
+        """Whether QuPath shows only the slide's bounds: its OpenSlide server does unless told not to."""
+        return self.server == "OpenslideServerBuilder" and "--no-crop" not in self.args
 
 
 class Project(Protocol):
@@ -59,6 +61,10 @@ class Project(Protocol):
         """Version that last wrote the project."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """Lines about the project that a person should know, such as that it is of a newer QuPath."""
+
+    @property
     def path_classes(self) -> Sequence[PathClass]:
         """The project's list of classes."""
 
@@ -73,6 +79,15 @@ class Project(Protocol):
             ObjectDataError: the stored objects are damaged.
         """
 
+    def fingerprint(self, image: ImageEntry) -> str:
+        """Hex SHA-256 of all that the project says about the image: entry, server and objects.
+
+        It changes whenever QuPath saves the image anew, so that a result can name what it was made from.
+
+        Raises:
+            ObjectDataError: a file can't be read.
+        """
+
     def slide_path(self, image: ImageEntry) -> Path:
         """Where the slide lies now.
 
@@ -81,8 +96,24 @@ class Project(Protocol):
             UnsupportedServerError: the image can't be placed exactly.
         """
 
+    def plan_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> WritePlan:
+        """What `write_detections` would come to in QuPath; changes nothing.
+
+        Raises:
+            ObjectDataError: the stored objects are damaged.
+        """
+
     def write_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> Path:
-        """Write our detections for QuPath to take in; returns the file. Nothing else is touched."""
+        """Write our detections into the image, or for QuPath to take in; returns the file.
+
+        They take the place of those that we wrote before. What the pathologist made or touched stays as
+        it is. Doing it again changes no byte. `safewrite.undo_last_write` takes back all that
+        was written since the project was opened.
+
+        Raises:
+            ObjectDataError: the stored objects are damaged.
+            ProjectError: the write is not safe or not possible; everything is as it was.
+        """
 
 
 def open_project(path: Path, *, backend: Backend = "auto", slide_folders: Sequence[Path] = ()) -> Project:
@@ -91,7 +122,7 @@ def open_project(path: Path, *, backend: Backend = "auto", slide_folders: Sequen
     Args:
         path: the file or the directory that holds it.
         backend: `embedded` reads the files without Java; `paquo` asks a real QuPath;
-            `auto` takes what is there.
+            `auto` takes `paquo` where it finds a QuPath, else `embedded`; which and why is in `notes`.
         slide_folders: searched by file name for slides that are not where the project says.
 
     Raises:
@@ -99,4 +130,18 @@ def open_project(path: Path, *, backend: Backend = "auto", slide_folders: Sequen
         ProjectError: not a project, or one without images.
         BackendError: the backend is not available.
     """
-    raise NotImplementedError
+    # Imported here because the backends need the definitions above.
+    from hnscc_qp.qupath.embedded import EmbeddedProject  # noqa: PLC0415
+    from hnscc_qp.qupath.jvm import PaquoProject, find_qupath  # noqa: PLC0415
+
+    if backend == "paquo":
+        return PaquoProject(path, slide_folders=slide_folders)
+    project = EmbeddedProject(path, slide_folders=slide_folders)
+    if backend == "embedded":
+        return project
+    try:
+        find_qupath()
+        return PaquoProject(path, slide_folders=slide_folders)
+    except BackendError as error:
+        project.notes = (*project.notes, f"read without QuPath, detections go to GeoJSON files: {error}")
+        return project
