@@ -19,6 +19,11 @@ from typing import NewType
 Mpp = NewType("Mpp", float)
 """Micrometres per pixel."""
 
+WINDOW_PX = 40
+STEP_PX = 10
+WINDOW_MPP = Mpp(1.0)
+"""The method's windows: 40 × 40 px at 1.0 µm/px, one every 10 px (Tang et al. 2022, §2.2 and 2.5)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PixelSize:
@@ -86,6 +91,11 @@ class Grid:
         columns = math.ceil(size[0] / (scale_x * step_px) - 1e-9)
         rows = math.ceil(size[1] / (scale_y * step_px) - 1e-9)
         return cls(rows, columns, step_px, window_px, mpp, pixel_size)
+
+    @classmethod
+    def of_method(cls, size: tuple[int, int], pixel_size: PixelSize) -> Grid:
+        """The method's grid over an image of `size` (width, height) in QuPath px."""
+        return cls.over(size, pixel_size, mpp=WINDOW_MPP, step_px=STEP_PX, window_px=WINDOW_PX)
 
     @property
     def window_blocks(self) -> int:

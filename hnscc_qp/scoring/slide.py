@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from hnscc_qp.errors import UnusableSlideError
-from hnscc_qp.geometry import Grid, Mpp
+from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX, Grid
 from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.progress import SILENT, Progress
 from hnscc_qp.scoring.score_map import ScoreMap
@@ -16,10 +16,6 @@ from hnscc_qp.scoring.windows import vote
 from hnscc_qp.slides.reader import Slide, require_mpp
 from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.study import Scoring
-
-WINDOW_PX = 40
-STEP_PX = 10
-WINDOW_MPP = Mpp(1.0)
 
 
 def score_slide(
@@ -50,7 +46,7 @@ def score_slide(
         SlideReadError: nothing of it can be decoded.
     """
     require_mpp(slide, WINDOW_MPP)
-    grid = Grid.over(slide.size, slide.pixel_size, mpp=WINDOW_MPP, step_px=STEP_PX, window_px=WINDOW_PX)
+    grid = Grid.of_method(slide.size, slide.pixel_size)
     if not (grid.window_rows and grid.window_columns):
         width, height = slide.size
         raise UnusableSlideError(

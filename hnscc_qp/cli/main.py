@@ -1,0 +1,223 @@
+"""`hnscc-qp`: every command parses, calls a step and renders what it returns.
+
+Steps are imported inside the commands: `--help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hnscc_qp import RESEARCH_USE_ONLY, __version__
+from hnscc_qp.cli import render
+from hnscc_qp.errors import ExitCode, HnsccQpError
+
+if TYPE_CHECKING:
+    from hnscc_qp.steps.context import Context
+
+app = typer.Typer(
+    name="hnscc-qp",
+    help="Detect head and neck squamous cell carcinoma in lymph node slides, from QuPath annotations "
+    f"to QuPath detections. {RESEARCH_USE_ONLY}",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+StudyArg = Annotated[Path, typer.Argument(metavar="STUDY", help="study.toml, or the folder that holds it")]
+Json = Annotated[bool, typer.Option("--json", help="print the manifest as JSON and nothing else")]
+Force = Annotated[bool, typer.Option("--force", help="do it again although it is done")]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="pretrained weights (safetensors), or 'none' to train from scratch"),
+]
+
+
+class Stage(StrEnum):
+    """Which of the two models."""
+
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+
+
+def main() -> None:
+    """Run the command line; a mendable error is one line on stderr."""
+    try:
+        app(standalone_mode=True)
+    except HnsccQpError as error:
+        render.print_error(str(error))
+        sys.exit(ExitCode.NOTHING_USABLE)
+    except KeyboardInterrupt:
+        render.print_error("stopped; finished steps and images are kept, the same command goes on from there")
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hnscc-qp {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="a new folder, or that of an earlier demo to go on with")
+    ] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="another seed draws another cohort")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Draw a cohort, run the whole loop on it, say what to open."""
+    from hnscc_qp.demo import draw_cohort
+
+    study_file = draw_cohort(out, seed=seed, progress=render.make_progress(quiet=as_json))
+    _run(_context(study_file, as_json=as_json), as_json=as_json)
+
+
+@app.command()
+def objects(
+    project: Annotated[Path, typer.Argument(metavar="PROJECT", help="a .qpproj file or its folder")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="write one GeoJSON file per image")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a QuPath project holds, or write it as GeoJSON."""
+    from hnscc_qp.steps.objects import list_objects
+
+    manifest = list_objects(project, out=out, progress=render.make_progress(quiet=as_json))
+    if as_json:
+        render.print_json(manifest)
+    else:
+        from hnscc_qp.cli.summary import print_objects
+
+        print_objects(manifest)
+    _exit(manifest)
+
+
+@app.command()
+def patches(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
+    """Cut labelled 40×40 px patches at 1.0 µm/px."""
+    from hnscc_qp.steps.patches import make_patches
+
+    _step(_context(study, as_json=as_json, force=force), make_patches, as_json=as_json)
+
+
+@app.command()
+def train(
+    study: StudyArg,
+    stage: Annotated[Stage, typer.Option(help="the primary comes first")] = Stage.PRIMARY,
+    weights: Weights = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train the primary or the secondary model."""
+    from hnscc_qp.steps.train import train_primary, train_secondary
+
+    context = _context(study, as_json=as_json, force=force, weights=weights)
+    step = train_primary if stage is Stage.PRIMARY else train_secondary
+    _step(context, step, as_json=as_json)
+
+
+@app.command()
+def mine(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
+    """Collect the primary's false positives on negative slides."""
+    from hnscc_qp.steps.mine import mine_negatives
+
+    _step(_context(study, as_json=as_json, force=force), mine_negatives, as_json=as_json)
+
+
+@app.command()
+def score(
+    study: StudyArg,
+    image: Annotated[list[str] | None, typer.Option(metavar="NAME", help="only this image; repeat")] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Score whole slides: votes of 16 windows per 10 µm block."""
+    from hnscc_qp.steps.score import score_images
+
+    context = _context(study, as_json=as_json, force=force)
+    _step(context, partial(score_images, only=tuple(image or ())), as_json=as_json)
+
+
+@app.command()
+def calibrate(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
+    """Choose the threshold, and call every slide."""
+    from hnscc_qp.steps.calibrate import calibrate_study
+
+    _step(_context(study, as_json=as_json, force=force), calibrate_study, as_json=as_json)
+
+
+@app.command()
+def regions(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
+    """Turn score maps into polygons, a table and pictures."""
+    from hnscc_qp.steps.regions import draw_regions
+
+    _step(_context(study, as_json=as_json, force=force), draw_regions, as_json=as_json)
+
+
+@app.command()
+def push(study: StudyArg, as_json: Json = False) -> None:
+    """Hand the detections to the QuPath project, for review."""
+    from hnscc_qp.steps.push import push_detections
+
+    _step(_context(study, as_json=as_json), push_detections, as_json=as_json)
+
+
+@app.command()
+def run(study: StudyArg, weights: Weights = None, as_json: Json = False) -> None:
+    """Do every step that is not done yet."""
+    _run(_context(study, as_json=as_json, weights=weights), as_json=as_json)
+
+
+def _context(study: Path, *, as_json: bool, force: bool = False, weights: str | None = None) -> Context:
+    from hnscc_qp.steps.context import Context
+    from hnscc_qp.study import load_study
+
+    progress = render.make_progress(quiet=as_json)
+    return Context(load_study(study, weights=weights), progress=progress, force=force)
+
+
+def _step(context: Context, step: Callable[[Context], dict[str, Any]], *, as_json: bool) -> None:
+    manifest = step(context)
+    if as_json:
+        render.print_json(manifest)
+    else:
+        from hnscc_qp.cli.summary import print_summary
+
+        print_summary([manifest], generation=context.generation.path)
+    _exit(manifest)
+
+
+def _run(context: Context, *, as_json: bool) -> None:
+    from hnscc_qp.cli.summary import print_summary, print_what_to_open
+    from hnscc_qp.steps.run import run_study
+
+    manifests = run_study(context)
+    if as_json:
+        render.print_json(manifests)
+    else:
+        print_summary(manifests, generation=context.generation.path)
+        print_what_to_open(context)
+    _exit(*manifests)
+
+
+def _exit(*manifests: dict[str, Any]) -> None:
+    if any(manifest["failed"] for manifest in manifests):
+        raise typer.Exit(ExitCode.SOME_IMAGES_FAILED)

@@ -1,0 +1,175 @@
+"""What a person reads when steps are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hnscc_qp import RESEARCH_USE_ONLY
+from hnscc_qp.cli import render
+from hnscc_qp.steps.context import Context
+
+Manifest = dict[str, Any]
+
+
+def print_summary(manifests: Sequence[Manifest], *, generation: Path) -> None:
+    """One line or table per step, then what failed."""
+    for manifest in manifests:
+        _PRINTERS[manifest["step"]](manifest)
+        for note in manifest["notes"]:
+            render.print_line(f"  {note}")
+    failed = {name: reason for manifest in manifests for name, reason in manifest["failed"].items()}
+    if failed:
+        render.print_table("left out", ["image", "why"], failed.items())
+    render.print_line(f"files are in {generation}")
+
+
+def print_objects(manifest: Manifest) -> None:
+    """What is annotated in a project, image by image."""
+    version = manifest["qupath_version"]
+    written_by = f"written by QuPath {version}" if version else "not written by QuPath itself"
+    render.print_table(
+        f"{manifest['project']} ({written_by})",
+        ["image", "size px", "µm/px", "type", "class", "objects", "area mm²", "remark"],
+        [
+            (
+                row["image"],
+                " × ".join(map(str, row["size_px"])) if row["size_px"] else None,
+                " × ".join(f"{side:.4g}" for side in sorted(set(row["mpp"]))) if row["mpp"] else None,
+                row["type"],
+                row["path_class"],
+                row["objects"],
+                None if row["area_mm2"] is None else f"{row['area_mm2']:.4f}",
+                row["remark"],
+            )
+            for row in manifest["rows"]
+        ],
+    )
+    for note in manifest["notes"]:
+        render.print_line(note)
+    if manifest["files"]:
+        render.print_line(f"{len(manifest['files'])} files in {Path(manifest['files'][0]).parent}")
+
+
+def print_what_to_open(context: Context) -> None:
+    """The end of a whole run: where to look, and what to do in QuPath."""
+    generation = context.generation.path
+    script = "import_ai_detections.groovy"
+    render.print_line("")
+    render.print_line("What to open:")
+    render.print_line(f"  pictures of all slides   {generation / 'regions'}/*.png")
+    render.print_line(f"  calls of all slides      {generation / 'calibrate' / 'slides.csv'}")
+    render.print_line(f"  the project, in QuPath   {context.project.path}")
+    render.print_line(
+        f"  detections, in QuPath    drop qupath_scripts/{script} on its window: Run > Run for project"
+    )
+    render.print_line(f"  settings of the study    {context.study.path}")
+    render.print_line(RESEARCH_USE_ONLY)
+
+
+def _patches(manifest: Manifest) -> None:
+    counts = manifest["counts"]
+    render.print_table(
+        f"patches: {counts['images']} images",
+        ["side", "patients", "tumor", "nontumor"],
+        [
+            (side, counts["patients"][side], patches["tumor"], patches["nontumor"])
+            for side, patches in counts["patches"].items()
+        ],
+    )
+
+
+def _model(manifest: Manifest) -> None:
+    counts = manifest["counts"]
+    if not counts["trained"]:
+        render.print_line(f"{manifest['step']}: not trained")
+        return
+    render.print_table(
+        f"{manifest['step']} model: best of {counts['epochs']} epochs was {counts['best epoch']}",
+        ["side", "patches", "accuracy", "AUC", "95 % interval (patients)"],
+        [
+            (
+                side,
+                figures["n"],
+                _percent(figures["accuracy"]),
+                _three(figures["auc"]),
+                "{:.3f} to {:.3f}".format(*figures["auc_interval"]) if figures["auc_interval"] else None,
+            )
+            for side, figures in counts["figures"].items()
+        ],
+    )
+
+
+def _mine(manifest: Manifest) -> None:
+    counts = manifest["counts"]
+    found = " and ".join(f"{number} ({side})" for side, number in counts["false positives"].items())
+    render.print_line(
+        f"hard negatives: {found} false positives in {counts['windows']} windows of {counts['images']} images"
+    )
+
+
+def _score(manifest: Manifest) -> None:
+    counts = manifest["counts"]
+    render.print_line(f"score: {counts['images']} images, {counts['windows']} windows")
+    if counts["unreadable windows"]:
+        render.print_line(f"  {counts['unreadable windows']} windows could not be decoded and are not scored")
+
+
+def _calibrate(manifest: Manifest) -> None:
+    render.print_table(
+        "slides",
+        ["image", "patient", "side", "max score", "truth", "call", ""],
+        [
+            (
+                slide["image"],
+                slide["patient"],
+                slide["side"],
+                f"{slide['max_score']:.4f}",
+                slide["truth"],
+                slide["call"],
+                "wrong" if slide["truth"] and slide["truth"] != slide["call"] else None,
+            )
+            for slide in manifest["slides"]
+        ],
+    )
+    for name in ("development", "test"):
+        counts = manifest["counts"][name]
+        positive = counts["true positive"] + counts["false negative"]
+        negative = counts["true negative"] + counts["false positive"]
+        render.print_line(
+            f"{name}: sensitivity {counts['true positive']}/{positive}, "
+            f"specificity {counts['true negative']}/{negative}"
+        )
+
+
+def _regions(manifest: Manifest) -> None:
+    counts = manifest["counts"]
+    render.print_line(
+        f"regions: {counts['regions']} on {counts['images with regions']} of {counts['images']} images"
+    )
+
+
+def _push(manifest: Manifest) -> None:
+    counts = manifest["counts"]
+    render.print_line(f"push: {counts['detections']} detections for {counts['images']} images")
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def _three(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
+
+
+_PRINTERS: dict[str, Callable[[Manifest], None]] = {
+    "patches": _patches,
+    "primary": _model,
+    "mine": _mine,
+    "secondary": _model,
+    "score": _score,
+    "calibrate": _calibrate,
+    "regions": _regions,
+    "push": _push,
+}

@@ -1,0 +1,36 @@
+"""Primary and secondary as one module: a window is tumor if both stages call it tumor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hnscc_qp.models.networks import WindowClassifier, fold_batch_norms
+
+
+class Cascade(nn.Module):
+    """Both stages, for inference (Tang et al. 2022, §2.4–2.5); the primary alone if there is no secondary."""
+
+    def __init__(self, primary: WindowClassifier, secondary: WindowClassifier | None) -> None:
+        """Copy the stages for inference; later changes to them are not seen."""
+        super().__init__()
+        self.primary = fold_batch_norms(primary)
+        self.secondary = None if secondary is None else fold_batch_norms(secondary)
+        self.eval()
+
+    @torch.inference_mode()
+    def call_tumor(self, windows: Tensor) -> Tensor:
+        """Call windows, (n, 3, 40, 40) uint8 RGB at 1.0 µm/px; (n,) bool, true where both stages say tumor.
+
+        The secondary sees the primary's positives only, a few of a hundred windows on most slides.
+        """
+        tumor = _says_tumor(self.primary, windows)
+        if self.secondary is not None and tumor.any():
+            positives = tumor.nonzero().squeeze(1)
+            tumor[positives] = _says_tumor(self.secondary, windows[positives])
+        return tumor
+
+
+def _says_tumor(classifier: nn.Module, windows: Tensor) -> Tensor:
+    logits: Tensor = classifier(windows)
+    return logits[:, 1] > logits[:, 0]

@@ -1,0 +1,108 @@
+"""What every step of a study works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hnscc_qp.errors import HnsccQpError, UnsupportedServerError
+from hnscc_qp.files import sha256_json
+from hnscc_qp.generation import Generation, current_generation, step_key
+from hnscc_qp.progress import Progress
+from hnscc_qp.qupath.geojson import sidecar_name
+from hnscc_qp.qupath.project import ImageEntry, Project, open_project
+from hnscc_qp.slides.reader import Slide, open_slide
+from hnscc_qp.study import Study
+
+Manifest = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Context:
+    """A study, its project, its current generation, and who watches."""
+
+    study: Study
+    progress: Progress
+    force: bool = False
+    """Do a step again although it is done."""
+
+    @cached_property
+    def project(self) -> Project:
+        """The QuPath project, opened once."""
+        return open_project(self.study.project, backend=self.study.backend, slide_folders=self.study.slides)
+
+    @cached_property
+    def generation(self) -> Generation:
+        """The current generation; the first is made when a step needs it."""
+        return current_generation(self.study, create=True)
+
+    def finished(self, step: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest | None:
+        """The manifest of `step` if it was done with just these settings and inputs, for every image."""
+        manifest = None if self.force else self.generation.manifest(step)
+        if manifest and manifest["key"] == step_key(step, settings, inputs) and not manifest["failed"]:
+            return manifest
+        return None
+
+    def open_image(self, image: ImageEntry) -> Slide:
+        """Open the slide of an image in QuPath's frame.
+
+        Raises:
+            UnsupportedServerError: the file is not the size that QuPath knows, so that places
+                would not fit; or QuPath shows it rotated, cropped or the like.
+            SlideNotFoundError, SlideReadError: it is not there or is not a slide.
+        """
+        path = self.project.slide_path(image)
+        slide = open_slide(path, pixel_size=image.pixel_size, crop_to_bounds=image.crop_to_bounds)
+        if image.size and slide.size != image.size:
+            raise UnsupportedServerError(
+                f"{image.name} is {_size(image.size)} px in QuPath, but {path} is {_size(slide.size)} px: "
+                "not the same image; correct the slide's path in QuPath"
+            )
+        return slide
+
+    def each_image(
+        self, images: Iterable[ImageEntry], work: Callable[[ImageEntry], T], *, doing: str
+    ) -> tuple[dict[str, T], dict[str, str]]:
+        """Do `work` for every image; one that fails is named and the others are done.
+
+        Returns:
+            Results by entry id, and reasons by image name.
+
+        Raises:
+            HnsccQpError: every image failed; the first reason.
+        """
+        results: dict[str, T] = {}
+        failed: dict[str, str] = {}
+        first: HnsccQpError | None = None
+        images = list(images)
+        with self.progress.task(doing, total=len(images), unit="images") as task:
+            for image in images:
+                try:
+                    results[image.entry_id] = work(image)
+                except HnsccQpError as error:
+                    first = first or error
+                    failed[image.name] = str(error)
+                    self.progress.warn(str(error))
+                task.advance(note=image.name)
+        if first and not results:
+            raise first
+        return results, failed
+
+
+def placement(image: ImageEntry) -> str:
+    """Hash of what decides which pixels an image has and how large they are; not of its objects."""
+    size = [image.pixel_size.x, image.pixel_size.y] if image.pixel_size else None
+    return sha256_json([image.name, image.uri, image.server, list(image.args), image.size, size])
+
+
+def image_file(folder: Path, image: ImageEntry, suffix: str) -> Path:
+    """Where a step keeps its file for one image: `<entry id> <image name><suffix>`, as beside the project."""
+    return folder / (sidecar_name(image.entry_id, image.name).removesuffix(".geojson") + suffix)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"

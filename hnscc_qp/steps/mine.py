@@ -1,0 +1,101 @@
+"""`mine`: the primary's false positives on the negative development slides."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from hnscc_qp.files import sha256_file
+from hnscc_qp.generation import make_manifest, write_manifest
+from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX
+from hnscc_qp.models.checkpoint import load_model
+from hnscc_qp.models.device import choose_device
+from hnscc_qp.patches.dataset import PIXELS, TABLE, PatchRow, write_dataset
+from hnscc_qp.patches.labels import Label
+from hnscc_qp.patches.split import Side
+from hnscc_qp.qupath.project import ImageEntry
+from hnscc_qp.steps import patches
+from hnscc_qp.steps.cohort import read_members
+from hnscc_qp.steps.context import Context, Manifest, placement
+from hnscc_qp.training.mine import MinedWindows, mine_slide
+
+STEP = "mine"
+_PRIMARY = "primary"
+_REASON = "false positive of the primary"
+
+
+def mine_negatives(context: Context) -> Manifest:
+    """Scan the negative slides of training and validation patients (Tang et al. 2022, §2.4).
+
+    Raises:
+        StepError: there is no primary yet.
+        HnsccQpError: not one slide could be scanned.
+    """
+    started = time.time()
+    trained = context.generation.need(
+        _PRIMARY, command=f"hnscc-qp train {context.study.path} --stage {_PRIMARY}"
+    )
+    members = read_members(context.generation.step(patches.STEP)).by_entry
+    wanted = [
+        image
+        for image in context.project.images
+        if (member := members.get(image.entry_id)) and not member.positive and member.side is not Side.TEST
+    ]
+    settings = context.study.settings("mining", "scoring")
+    inputs = trained["outputs"] | {f"image {image.entry_id}": placement(image) for image in wanted}
+    if done := context.finished(STEP, settings, inputs):
+        return done
+    primary, _ = load_model(context.generation.step(_PRIMARY))
+    device = choose_device(context.study.device)
+
+    def mine(image: ImageEntry) -> tuple[list[PatchRow], MinedWindows]:
+        slide = context.open_image(image)
+        found = mine_slide(
+            slide,
+            primary=primary,
+            device=device,
+            settings=context.study.mining,
+            scoring=context.study.scoring,
+            progress=context.progress,
+        )
+        scale_x, scale_y = slide.pixel_size.qupath_px_per(WINDOW_MPP)
+        member = members[image.entry_id]
+        return [
+            PatchRow(
+                entry_id=image.entry_id,
+                slide=image.name,
+                patient=member.patient,
+                side=member.side,
+                x_px=int(x),
+                y_px=int(y),
+                x_qupath=float(x * scale_x),
+                y_qupath=float(y * scale_y),
+                label=Label.NONTUMOR,
+                reason=_REASON,
+            )
+            for x, y in found.origins
+        ], found
+
+    mined, failed = context.each_image(wanted, mine, doing="mining hard negatives")
+    rows = [row for some, _ in mined.values() for row in some]
+    none = np.empty((0, WINDOW_PX, WINDOW_PX, 3), np.uint8)
+    folder = context.generation.step(STEP)
+    write_dataset(folder, rows, np.concatenate([none, *(found.pixels for _, found in mined.values())]))
+    manifest = make_manifest(
+        step=STEP,
+        settings=settings,
+        inputs=inputs,
+        outputs={f"mined {name}": sha256_file(folder / name) for name in (PIXELS, TABLE)},
+        counts={
+            "images": len(mined),
+            "windows": sum(found.scanned for _, found in mined.values()),
+            "false positives": {
+                str(side): sum(row.side is side for row in rows) for side in (Side.TRAIN, Side.VALIDATION)
+            },
+        },
+        started=started,
+        failed=failed,
+    )
+    write_manifest(folder, manifest)
+    return manifest

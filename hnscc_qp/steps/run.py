@@ -1,0 +1,34 @@
+"""`run`: every step of a study that is not done yet, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hnscc_qp.steps.calibrate import calibrate_study
+from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.steps.mine import mine_negatives
+from hnscc_qp.steps.patches import make_patches
+from hnscc_qp.steps.push import push_detections
+from hnscc_qp.steps.regions import draw_regions
+from hnscc_qp.steps.score import score_images
+from hnscc_qp.steps.train import train_primary, train_secondary
+
+STEPS: tuple[tuple[str, Callable[[Context], Manifest]], ...] = (
+    ("labelled patches", make_patches),
+    ("primary model", train_primary),
+    ("hard negatives", mine_negatives),
+    ("secondary model", train_secondary),
+    ("score maps", score_images),
+    ("threshold", calibrate_study),
+    ("regions", draw_regions),
+    ("detections for QuPath", push_detections),
+)
+
+
+def run_study(context: Context) -> list[Manifest]:
+    """Do what is not done, and say so of what is; the manifests in order of the steps."""
+    manifests = []
+    for number, (title, step) in enumerate(STEPS, start=1):
+        context.progress.say(f"[{number}/{len(STEPS)}] {title}")
+        manifests.append(step(context))
+    return manifests

@@ -1,0 +1,215 @@
+"""`train`: the primary model, and the secondary on the primary's false positives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hnscc_qp.files import sha256_json, write_json
+from hnscc_qp.generation import make_manifest, write_manifest
+from hnscc_qp.models.cascade import Cascade
+from hnscc_qp.models.checkpoint import WEIGHTS_FILE, Stage, load_model, save_model
+from hnscc_qp.models.device import choose_device
+from hnscc_qp.models.networks import WindowClassifier, weights_origin
+from hnscc_qp.patches.dataset import PatchSet, read_dataset
+from hnscc_qp.patches.labels import Label
+from hnscc_qp.patches.split import Side
+from hnscc_qp.steps import mine, patches
+from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.training.evaluate import evaluate, predict
+from hnscc_qp.training.fit import FitResult, fit
+from hnscc_qp.training.mine import pair_with_tumor, why_no_secondary
+
+PRIMARY: Stage = "primary"
+SECONDARY: Stage = "secondary"
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Patches of one training, of all sides of the split."""
+
+    pixels: NDArray[np.uint8]
+    """(n, 40, 40, 3)"""
+    labels: NDArray[np.uint8]
+    sides: NDArray[np.str_]
+    patients: NDArray[np.str_]
+
+    def on(self, side: Side) -> NDArray[np.intp]:
+        return np.flatnonzero(self.sides == side)
+
+
+def train_primary(context: Context) -> Manifest:
+    """Train the primary on the labelled patches (Tang et al. 2022, §2.3).
+
+    Raises:
+        StepError: there are no patches yet.
+        WeightsError: the pretrained weights can't be had.
+        TrainingError: a class is missing, or training went astray.
+    """
+    cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {context.study.path}")
+    return _train(context, PRIMARY, inputs=cut["outputs"], gather=lambda: _all_patches(context))
+
+
+def train_secondary(context: Context) -> Manifest:
+    """Train the secondary on the primary's false positives and as many tumor patches (§2.4).
+
+    With too few false positives nothing is trained: the manifest says so, and the cascade is the
+    primary alone.
+
+    Raises:
+        StepError: there are no hard negatives yet.
+        WeightsError, TrainingError: as `train_primary`.
+    """
+    mined = context.generation.need(mine.STEP, command=f"hnscc-qp mine {context.study.path}")
+    cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {context.study.path}")
+    inputs = {**cut["outputs"], **mined["outputs"]}
+    reason = why_no_secondary(mined["counts"]["false positives"], context.study.mining)
+    if reason is None:
+        return _train(context, SECONDARY, inputs=inputs, gather=lambda: _hard_patches(context))
+    context.progress.warn(reason)
+    manifest = make_manifest(
+        step=SECONDARY,
+        settings=_settings(context),
+        inputs=inputs,
+        counts={"trained": False},
+        started=time.time(),
+        notes=[reason],
+    )
+    folder = context.generation.step(SECONDARY)
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # of an earlier, better supplied run
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def load_cascade(context: Context) -> tuple[Cascade, dict[str, str]]:
+    """Both models as one, and the SHA-256 of each by name.
+
+    Raises:
+        StepError: they are not trained yet.
+        CheckpointError: a file is damaged.
+    """
+    command = f"hnscc-qp train {context.study.path} --stage"
+    context.generation.need(PRIMARY, command=f"{command} {PRIMARY}")
+    second = context.generation.need(SECONDARY, command=f"{command} {SECONDARY}")
+    primary, card = load_model(context.generation.step(PRIMARY))
+    hashes = {"primary model": card.sha256}
+    if not second["counts"]["trained"]:
+        return Cascade(primary, None), hashes
+    secondary, card = load_model(context.generation.step(SECONDARY))
+    return Cascade(primary, secondary), hashes | {"secondary model": card.sha256}
+
+
+def cascade_hash(models: Mapping[str, str]) -> str:
+    """One hash for the models among the values of `models`, as `load_cascade` names them."""
+    return sha256_json({name: value for name, value in models.items() if name.endswith(" model")})
+
+
+def _train(
+    context: Context, stage: Stage, *, inputs: Mapping[str, str], gather: Callable[[], _Samples]
+) -> Manifest:
+    started = time.time()
+    settings = _settings(context)
+    if done := context.finished(stage, settings, inputs):
+        return done
+    samples = gather()
+    training = context.study.training
+    device = choose_device(context.study.device)
+    classifier = WindowClassifier(
+        training.network, input_px=training.input_px, weights=training.weights, seed=training.seed
+    )
+    result = fit(
+        classifier,
+        samples.pixels,
+        samples.labels,
+        train_idx=samples.on(Side.TRAIN),
+        validation_idx=samples.on(Side.VALIDATION),
+        settings=training,
+        device=device,
+        stage=stage,
+        progress=context.progress,
+    )
+    figures = {}
+    for side in (Side.VALIDATION, Side.TEST):
+        idx = samples.on(side)
+        if len(idx):
+            probabilities = predict(classifier, samples.pixels[idx], device=device)
+            found = evaluate(probabilities, samples.labels[idx], samples.patients[idx])
+            figures[str(side)] = found.as_json()
+    folder = context.generation.step(stage)
+    card = save_model(
+        folder,
+        classifier,
+        stage=stage,
+        training=training,
+        weights_origin=weights_origin(training.network, training.weights),
+        data_sha256=sha256_json(dict(inputs)),
+        patients={str(side): len(set(samples.patients[samples.on(side)])) for side in Side},
+        figures=figures,
+        device=str(device),
+        seconds=result.seconds,
+    )
+    write_json(folder / "history.json", result.as_json())
+    manifest = make_manifest(
+        step=stage,
+        settings=settings,
+        inputs=inputs,
+        outputs={f"{stage} model": card.sha256},
+        counts=_counts(samples, result) | {"figures": figures},
+        started=started,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _settings(context: Context) -> dict[str, Any]:
+    """The recipe; a weights file counts by its content, wherever it lies."""
+    settings = context.study.settings("training", "mining")
+    weights = context.study.training.weights
+    if weights not in ("imagenet", "none"):
+        settings["training"]["weights"] = weights_origin(context.study.training.network, weights)
+    return settings
+
+
+def _counts(samples: _Samples, result: FitResult) -> dict[str, Any]:
+    counts: dict[str, Any] = {"trained": True, "epochs": len(result.history), "best epoch": result.best_epoch}
+    for side in (Side.TRAIN, Side.VALIDATION):
+        labels = samples.labels[samples.on(side)]
+        counts[f"{side} tumor"] = int((labels == Label.TUMOR).sum())
+        counts[f"{side} nontumor"] = int((labels == Label.NONTUMOR).sum())
+    return counts
+
+
+def _all_patches(context: Context) -> _Samples:
+    return _samples(read_dataset(context.generation.step(patches.STEP)))
+
+
+def _samples(data: PatchSet) -> _Samples:
+    return _Samples(
+        data.pixels, data.label, data.side, np.asarray(data.table["patient"].to_pylist(), np.str_)
+    )
+
+
+def _hard_patches(context: Context) -> _Samples:
+    """Side by side: mined false positives, as nontumor, and as many tumor patches of the primary's."""
+    hard = _samples(read_dataset(context.generation.step(mine.STEP)))
+    easy = _all_patches(context)
+    seed = context.study.training.seed
+    chosen_hard, chosen_tumor = [], []
+    for side in (Side.TRAIN, Side.VALIDATION):
+        tumor = easy.on(side)
+        tumor = tumor[easy.labels[tumor] == Label.TUMOR]
+        hard_idx, tumor_idx = pair_with_tumor(hard.on(side), tumor, seed=seed)
+        chosen_hard.append(hard_idx)
+        chosen_tumor.append(tumor_idx)
+    of_hard, of_easy = np.concatenate(chosen_hard), np.concatenate(chosen_tumor)
+    return _Samples(
+        np.concatenate([hard.pixels[of_hard], easy.pixels[of_easy]]),
+        np.concatenate([hard.labels[of_hard], easy.labels[of_easy]]),
+        np.concatenate([hard.sides[of_hard], easy.sides[of_easy]]),
+        np.concatenate([hard.patients[of_hard], easy.patients[of_easy]]),
+    )
