@@ -81,6 +81,8 @@ class Training(_Settings):
     input_px: Annotated[int, Field(ge=32, le=512)] = 64
     """Side that a 40 px window is resized to for the network; MATLAB's networks took 224."""
     epochs: Annotated[int, Field(gt=0)] = 30
+    orientations: Annotated[int, Field(ge=1, le=8)] = 8
+    """Of the eight orientations of a patch, how many an epoch shows; fewer make it that much shorter."""
     batch_size: Annotated[int, Field(gt=1)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1

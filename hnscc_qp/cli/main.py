@@ -5,6 +5,7 @@ Steps are imported inside the commands: `--help` must not wait for torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -49,6 +50,9 @@ class Stage(StrEnum):
 
 def main() -> None:
     """Run the command line; a mendable error is one line on stderr."""
+    # OpenMP's threads otherwise spin while they wait, and on a busy machine against each other: training
+    # was six times slower. OpenMP reads it when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except HnsccQpError as error:

@@ -23,7 +23,7 @@ from hnscc_qp.models.networks import (
 )
 from hnscc_qp.progress import SILENT, Progress
 from hnscc_qp.study import Training
-from hnscc_qp.training.augment import orient_randomly
+from hnscc_qp.training.augment import draw_orientations, orient
 from hnscc_qp.training.evaluate import evaluate, predict_logits
 
 _UNFOLDING_PATCHES = 512
@@ -70,8 +70,9 @@ def fit(
 ) -> FitResult:
     """Train a classifier in place, and leave it in eval mode with the weights of the best epoch.
 
-    Adam, L2, a learning rate that falls in steps, a random one of eight orientations for each patch
-    in each epoch, and a stop when the validation loss has not fallen for `settings.patience` epochs.
+    Adam, L2, a learning rate that falls in steps, each patch in `settings.orientations` of its eight
+    orientations in each epoch, and a stop when the validation loss has not fallen for
+    `settings.patience` epochs.
     The same seed gives the same weights on the same CPU and number of threads.
 
     Args:
@@ -110,7 +111,7 @@ def fit(
     best_weights = copy.deepcopy(classifier.state_dict())
     # Whole batches: what does not fill another one is spread over them, so that none is too small
     # for the batch norms and no patch is left out.
-    batches = max(1, len(training) // settings.batch_size)
+    batches = max(1, len(training) * settings.orientations // settings.batch_size)
     # Dropout draws from torch's own generators; they are given back as they were.
     cuda = [device] if device.type == "cuda" else []
     with (
@@ -121,8 +122,10 @@ def fit(
         for number in range(1, settings.epochs + 1):
             classifier.train()
             losses = []
-            for chosen in torch.randperm(len(training), generator=generator).tensor_split(batches):
-                windows = orient_randomly(_take(training, chosen, device), generator)
+            patch, orientation = draw_orientations(len(training), settings.orientations, generator)
+            for some in torch.arange(len(patch)).tensor_split(batches):
+                chosen = patch[some]
+                windows = orient(_take(training, chosen, device), orientation[some].to(device))
                 loss = nn.functional.cross_entropy(classifier(windows), training_target[chosen.to(device)])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,25 @@
+"""Windows of noise and networks from scratch, on one thread: they are small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    """(24, 3, 40, 40) uint8, each of its own mean colour so that a network tells them apart."""
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randint(0, 200, (24, 3, 1, 1), generator=generator)
+    noise = torch.randint(0, 56, (24, 3, 40, 40), generator=generator)
+    return (base + noise).to(torch.uint8)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from hnscc_qp.models.networks import WindowClassifier
+from hnscc_qp.training import evaluate as module
+from hnscc_qp.training.evaluate import evaluate, predict, predict_logits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def judged() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities with many ties, labels, and patients of very different size; one has no tumor."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 200)
+    patients = np.repeat(list("abcde"), [100, 50, 30, 15, 5])
+    labels[patients == "d"] = 0
+    return (labels * 0.3 + rng.random(200)).round(1).clip(0, 1), labels, patients
+
+
+def test_figures_count_what_was_called_what(judged: tuple[np.ndarray, ...]) -> None:
+    probabilities, labels, _ = judged
+    figures = evaluate(probabilities, labels)
+    called = probabilities > 0.5
+    assert figures.true_tumor == (called & (labels == 1)).sum()
+    assert figures.false_tumor == (called & (labels == 0)).sum()
+    assert figures.true_nontumor == (~called & (labels == 0)).sum()
+    assert figures.false_nontumor == (~called & (labels == 1)).sum()
+    assert figures.accuracy == pytest.approx((called == labels).mean())
+    assert figures.auc == roc_auc_score(labels, probabilities)
+    assert figures.auc_interval is None
+
+
+def test_interval_is_that_of_patients_drawn_with_replacement(judged: tuple[np.ndarray, ...]) -> None:
+    probabilities, labels, patients = judged
+    interval = evaluate(probabilities, labels, patients).auc_interval
+    rng = np.random.default_rng(77)
+    aucs = []
+    for _ in range(600):
+        drawn = np.concatenate([np.flatnonzero(patients == one) for one in rng.choice(list("abcde"), 5)])
+        if 0 < labels[drawn].sum() < len(drawn):
+            aucs.append(roc_auc_score(labels[drawn], probabilities[drawn]))
+    assert interval == pytest.approx(np.percentile(aucs, [2.5, 97.5]), abs=0.03)
+    assert evaluate(probabilities, labels, patients).auc_interval == interval
+
+
+def test_pairs_in_order_add_up_to_the_auc(judged: tuple[np.ndarray, ...]) -> None:
+    probabilities, labels, patients = judged
+    group = np.unique(patients, return_inverse=True)[1]
+    wins = module._wins(probabilities, labels == 1, group, 5)
+    pairs = (labels == 1).sum() * (labels == 0).sum()
+    assert wins.sum() / pairs == pytest.approx(roc_auc_score(labels, probabilities))
+
+
+def test_missing_class_has_no_auc() -> None:
+    figures = evaluate(np.array([0.2, 0.9]), [0, 0], ["a", "b"])
+    assert (figures.accuracy, figures.auc, figures.auc_interval) == (0.5, None, None)
+    assert evaluate(np.empty(0), []).accuracy is None
+
+
+def test_one_patient_has_no_interval() -> None:
+    assert evaluate(np.array([0.2, 0.9]), [0, 1], ["a", "a"]).auc_interval is None
+
+
+def test_classes_that_no_resample_joins_have_no_impossible_interval() -> None:
+    # Two patients, one all tumor and one all nontumor: only resamples with both count.
+    assert evaluate(np.array([0.2, 0.9]), [0, 1], ["a", "b"]).auc_interval == (1.0, 1.0)
+
+
+def test_figures_are_json(judged: tuple[np.ndarray, ...]) -> None:
+    assert json.loads(json.dumps(evaluate(*judged).as_json(), allow_nan=False))["n"] == 200
+
+
+def test_prediction_is_the_softmax_of_the_network(patches: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels = patches[0][:10]
+    classifier = WindowClassifier("mobilenet_v2", input_px=32)
+    found = predict(classifier, pixels, device=CPU, batch_size=4)
+    with torch.inference_mode():
+        logits = classifier.eval()(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, logits.softmax(1)[:, 1].numpy(), atol=1e-5)
+
+
+def test_prediction_of_a_window_does_not_hang_on_its_neighbours(
+    patches: tuple[np.ndarray, np.ndarray],
+) -> None:
+    pixels = patches[0][:9]
+    classifier = WindowClassifier("mobilenet_v2", input_px=32).train()
+    shapes = []
+    classifier.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    together = predict_logits(classifier, pixels, device=CPU, batch_size=4)
+    alone = predict_logits(classifier, pixels[8:], device=CPU, batch_size=4)
+    assert set(shapes) == {(4, 3, 40, 40)}
+    np.testing.assert_array_equal(together[8:], alone)
+    assert not classifier.training
+
+
+def test_nothing_to_predict_gives_nothing() -> None:
+    classifier = WindowClassifier("mobilenet_v2", input_px=32)
+    assert predict(classifier, np.empty((0, 40, 40, 3), np.uint8), device=CPU).shape == (0,)

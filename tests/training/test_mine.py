@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from hnscc_qp.geometry import Mpp, PixelSize
+from hnscc_qp.slides.reader import Slide, open_slide
+from hnscc_qp.study import Mining, Scoring
+from hnscc_qp.training.mine import mine_slide, pair_with_tumor, why_no_secondary
+
+CPU = torch.device("cpu")
+PINK, PURPLE = (225, 140, 190), (120, 60, 140)
+
+
+class DarkClassifier(torch.nn.Module):
+    """Says tumor where the mean is below 130; the logits' margin is the distance to that."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        margin = (130 - windows.float().mean(dim=(1, 2, 3))) / 10
+        return torch.stack([torch.zeros_like(margin), margin], dim=1)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> tuple[Slide, np.ndarray]:
+    """400 × 320 px at 1.0 µm/px: pink tissue with a purple disc, glass at the right."""
+    pixels = np.full((320, 400, 3), 245, np.uint8)
+    pixels[:, :300] = PINK
+    y, x = np.mgrid[:320, :400]
+    pixels[(x - 130) ** 2 + (y - 150) ** 2 < 60**2] = PURPLE
+    path = tmp_path / "negative.tif"
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb")
+    return open_slide(path, pixel_size=PixelSize(Mpp(1.0), Mpp(1.0))), pixels
+
+
+def mine(slide: Slide, batch_size: int = 16):
+    return mine_slide(
+        slide,
+        primary=DarkClassifier(),
+        device=CPU,
+        settings=Mining(),
+        scoring=Scoring(batch_size=batch_size),
+    )
+
+
+def test_false_positives_are_the_windows_called_tumor_every_twenty_px(
+    drawn: tuple[Slide, np.ndarray],
+) -> None:
+    slide, pixels = drawn
+    mined = mine(slide)
+    wanted = {
+        (x, y)
+        for y in range(0, 281, 20)
+        for x in range(0, 361, 20)
+        if pixels[y : y + 40, x : x + 40].mean() < 130
+    }
+    assert len(wanted) > 5
+    assert {tuple(origin) for origin in mined.origins.tolist()} == wanted
+    assert len(mined) == len(wanted)
+    assert mined.scanned > len(mined)
+    for (x, y), cut in zip(mined.origins, mined.pixels, strict=True):
+        np.testing.assert_array_equal(cut, pixels[y : y + 40, x : x + 40])
+
+
+def test_probabilities_are_the_primarys(drawn: tuple[Slide, np.ndarray]) -> None:
+    mined = mine(drawn[0])
+    margin = (130 - mined.pixels.mean(axis=(1, 2, 3))) / 10
+    np.testing.assert_allclose(mined.probabilities, 1 / (1 + np.exp(-margin)), rtol=1e-4)
+    assert (mined.probabilities > 0.5).all()
+
+
+def test_batches_do_not_change_what_is_mined(drawn: tuple[Slide, np.ndarray]) -> None:
+    one, other = mine(drawn[0], batch_size=1), mine(drawn[0], batch_size=1000)
+    np.testing.assert_array_equal(one.origins, other.origins)
+    np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_slide_without_false_positives_gives_none(tmp_path: Path) -> None:
+    path = tmp_path / "clean.tif"
+    tifffile.imwrite(path, np.full((160, 160, 3), PINK, np.uint8), tile=(64, 64), photometric="rgb")
+    mined = mine(open_slide(path, pixel_size=PixelSize(Mpp(1.0), Mpp(1.0))))
+    assert len(mined) == 0
+    assert mined.pixels.shape == (0, 40, 40, 3)
+    assert mined.scanned > 0
+
+
+def test_too_few_false_positives_leave_the_primary_alone_and_say_so() -> None:
+    settings = Mining(min_false_positives=10)
+    assert why_no_secondary({"training": 8, "validation": 2}, settings) is None
+    sentence = why_no_secondary({"training": 8, "validation": 1}, settings)
+    assert sentence is not None and "9 false positives" in sentence and "primary alone" in sentence
+    sentence = why_no_secondary({"training": 12, "validation": 0}, settings)
+    assert sentence is not None and "for validation" in sentence
+
+
+def test_as_many_tumor_patches_are_drawn_as_there_are_false_positives() -> None:
+    false_positives, tumor = np.arange(100, 110), np.arange(0, 100, 2)
+    some, drawn = pair_with_tumor(false_positives, tumor, seed=1)
+    np.testing.assert_array_equal(some, false_positives)
+    assert len(set(drawn)) == 10
+    assert set(drawn) <= set(tumor)
+    np.testing.assert_array_equal(drawn, pair_with_tumor(false_positives, tumor, seed=1)[1])
+    assert not np.array_equal(drawn, pair_with_tumor(false_positives, tumor, seed=2)[1])
+
+
+def test_false_positives_are_thinned_where_tumor_patches_are_fewer() -> None:
+    some, drawn = pair_with_tumor(np.arange(50), np.arange(100, 105), seed=1)
+    np.testing.assert_array_equal(drawn, np.arange(100, 105))
+    assert len(set(some)) == 5
