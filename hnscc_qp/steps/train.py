@@ -71,10 +71,13 @@ def train_secondary(context: Context) -> Manifest:
     reason = why_no_secondary(mined["counts"]["false positives"], context.study.mining)
     if reason is None:
         return _train(context, SECONDARY, inputs=inputs, gather=lambda: _hard_patches(context))
+    settings = _settings(context)
+    if done := context.finished(SECONDARY, settings, inputs):
+        return done
     context.progress.warn(reason)
     manifest = make_manifest(
         step=SECONDARY,
-        settings=_settings(context),
+        settings=settings,
         inputs=inputs,
         counts={"trained": False},
         started=time.time(),
