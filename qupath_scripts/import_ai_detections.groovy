@@ -2,8 +2,9 @@
  * Takes the regions that hnscc-qp found into the current image, as detections of class "AI: Tumor".
  *
  * Reads <project folder>/ai-detections/<entry id> <image name>.geojson. Earlier detections of ours are
- * replaced, unless a pathologist has touched them: one that was locked, named or given another
- * class stays as it is, and so does everything else in the image. Running it twice changes nothing.
+ * replaced, unless a pathologist has touched them: one that was locked, named, coloured or given another
+ * class stays as it is, and so does everything else in the image. What a pathologist accepted, rejected
+ * or deleted does not come back. Running it twice changes nothing.
  *
  * How to run it: drop this file on QuPath's window, then Run (the open image) or Run > Run for project
  * (all images). Without the window: QuPath script --project=project.qpproj --save import_ai_detections.groovy
@@ -11,8 +12,12 @@
  */
 import qupath.lib.io.PathIO
 import static qupath.lib.scripting.QP.getCurrentHierarchy
+import static qupath.lib.scripting.QP.getCurrentImageData
 import static qupath.lib.scripting.QP.getProject
 import static qupath.lib.scripting.QP.getProjectEntry
+
+// Change this to true to get deleted detections back.
+def bringBackDeleted = false
 
 def entry = getProjectEntry()
 if (entry == null) {
@@ -35,7 +40,7 @@ def file = files.max { it.lastModified() }
 // An id of version 5 is one that hnscc-qp gave; QuPath's own are of version 4.
 def isUntouched = { item ->
     item.isDetection() && item.getID().version() == 5 && item.getPathClass()?.toString() == 'AI: Tumor' &&
-        !item.isLocked() && item.getName() == null
+        !item.isLocked() && item.getName() == null && item.getColor() == null && !item.hasChildObjects()
 }
 
 def incoming = PathIO.readObjects(file)  // read all of it before anything is changed
@@ -43,14 +48,23 @@ def hierarchy = getCurrentHierarchy()
 def present = hierarchy.getAllObjects(false)
 def earlier = present.findAll { isUntouched(it) }
 def earlierIds = earlier.collect { it.getID() } as Set
-def keptIds = present.collect { it.getID() } as Set
-keptIds.removeAll(earlierIds)
+def presentIds = present.collect { it.getID() } as Set
+def keptIds = presentIds - earlierIds
 
-def wanted = incoming.findAll { !keptIds.contains(it.getID()) }
-def kept = incoming.size() - wanted.size()
+// What was imported before, and not removed by this script, but is gone: a pathologist deleted it.
+def imageData = getCurrentImageData()
+def memory = 'hnscc-qp imported detections'
+def importedIds = (imageData.getProperty(memory) ?: '').tokenize('\n').collect { UUID.fromString(it) } as Set
+def deletedIds = bringBackDeleted ? [] as Set : importedIds - presentIds
+
+def (wanted, left) = incoming.split { !keptIds.contains(it.getID()) && !deletedIds.contains(it.getID()) }
+def deleted = left.count { deletedIds.contains(it.getID()) }
 def replaced = wanted.count { earlierIds.contains(it.getID()) }
 hierarchy.removeObjects(earlier, true)
 hierarchy.addObjects(wanted)
+def remembered = importedIds - earlierIds + wanted.collect { it.getID() }
+imageData.setProperty(memory, remembered.collect { it.toString() }.sort().join('\n'))
 
 println image + ': ' + (wanted.size() - replaced) + ' added, ' + replaced + ' replaced, ' +
-    (earlier.size() - replaced) + ' removed, ' + kept + ' kept as the pathologist left them'
+    (earlier.size() - replaced) + ' removed, ' + (left.size() - deleted) + ' kept as the pathologist left them, ' +
+    deleted + ' left out because they were deleted'

@@ -1,8 +1,8 @@
 """Objects ↔ QuPath's GeoJSON: strict when writing, tolerant and explicit when reading.
 
-What is written is what QuPath 0.4 to 0.7 all take in without loss. What is read follows
-QuPath 0.6 and 0.7, older spellings included; a feature that can't be used is named, the others
-are kept. Image planes (z, t) and whether a TMA core is missing are not kept.
+What is written is what QuPath 0.4 to 0.7 all take in without loss (or, if asked for, QuPath 0.3). What
+is read follows QuPath 0.6 and 0.7, older spellings included; a feature that can't be used is named,
+the others are kept. Image planes (z, t) and whether a TMA core is missing are not kept.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import geojson
@@ -26,8 +26,11 @@ from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.errors import GeoJsonError
 from hnscc_qp.files import atomic_path
-from hnscc_qp.qupath.objects import RGB, ObjectType, PathClass, PathObject, RoiKind
-from hnscc_qp.qupath.shapes import DECIMALS, GRID_PX, ellipse, roi_kind, settle
+from hnscc_qp.qupath.objects import RGB, ObjectType, PathClass, PathObject, RoiKind, walk
+from hnscc_qp.qupath.shapes import GRID_PX, ellipse, roi_kind, settle
+
+Dialect = Literal["0.4", "0.3"]
+"""The oldest QuPath that is to read a file: 0.4 and all later ones, or 0.3."""
 
 _TYPES = {kind.value: kind for kind in ObjectType} | {"tma_core": ObjectType.TMA_CORE}
 _OLD_TYPES = {  # QuPath 0.2 wrote the type as the feature's id
@@ -75,18 +78,24 @@ def sidecar_name(entry_id: str, image_name: str) -> str:
 
 
 def write_geojson(
-    path: Path, objects: Iterable[PathObject], *, foreign: Mapping[str, Any] | None = None
+    path: Path,
+    objects: Iterable[PathObject],
+    *,
+    foreign: Mapping[str, Any] | None = None,
+    dialect: Dialect = "0.4",
 ) -> None:
-    """Write a FeatureCollection that QuPath 0.4 to 0.7 import alike.
+    """Write a FeatureCollection that QuPath 0.4 to 0.7 import alike, or QuPath 0.3.
 
     Shapes are rounded to 0.01 px, then repaired; parts that vanish by it are dropped. Detections
     keep their metadata in QuPath from 0.6 on only. Objects are written one by one, so `objects`
-    may be a generator.
+    may be a generator and memory does not grow with their number.
 
     Args:
         path: the file; a former one is replaced once all is written.
         objects: top-level objects; children go as `childObjects`.
         foreign: more members for the collection itself; QuPath ignores them.
+        dialect: "0.3" for QuPath 0.3, which knows no ids and no children: ids are left out, and
+            children follow their parent as objects of their own.
 
     Raises:
         GeoJsonError: an object can't be written without loss; nothing is replaced then.
@@ -94,10 +103,12 @@ def write_geojson(
     head = json.dumps({"type": "FeatureCollection", **(foreign or {})}, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(head[:-1] + ', "features": [')
+        separator = "\n"
         for number, item in enumerate(objects):
             try:
-                text = geojson.dumps(_feature(item), ensure_ascii=False)
-                stream.write(("," if number else "") + "\n" + text)
+                for feature in (_feature(item),) if dialect == "0.4" else _features_0_3(item):
+                    stream.write(separator + geojson.dumps(feature, ensure_ascii=False))
+                    separator = ",\n"
             except ValueError as error:  # _UnusableError, or text that is not Unicode
                 title = f"{item.type} {number + 1} ({item.path_class or 'unclassified'}, id {item.id})"
                 raise GeoJsonError(
@@ -124,15 +135,31 @@ def _feature(item: PathObject) -> geojson.Feature:
         properties["metadata"] = dict(item.metadata)
     if item.children:
         properties["childObjects"] = [_feature(child) for child in item.children]
+    nucleus = {} if item.nucleus_roi is None else {"nucleusGeometry": _geometry(item.nucleus_roi)}
     return geojson.Feature(
         id=None if item.id is None else str(item.id),
         geometry=_geometry(item.roi, is_ellipse=item.roi_kind is RoiKind.ELLIPSE),
         properties=properties,
-        **({} if item.nucleus_roi is None else {"nucleusGeometry": _geometry(item.nucleus_roi)}),
+        **nucleus,
     )
 
 
-def _geometry(roi: BaseGeometry, *, is_ellipse: bool = False) -> geojson.geometry.Geometry:
+def _features_0_3(item: PathObject) -> Iterator[geojson.Feature]:
+    """The object and all below it, spelled as QuPath 0.3 does."""
+    for _, one in walk([item]):
+        feature = _feature(replace(one, id=None, children=()))
+        properties = feature["properties"]
+        del properties["objectType"]
+        properties["object_type"] = "tma_core" if one.type is ObjectType.TMA_CORE else one.type.value
+        if one.path_class is not None:
+            properties["classification"] = _classification_0_3(one.path_class)
+        if one.measurements:
+            named = properties["measurements"]
+            properties["measurements"] = [{"name": name, "value": named[name]} for name in named]
+        yield feature
+
+
+def _geometry(roi: BaseGeometry, *, is_ellipse: bool = False) -> dict[str, Any]:
     settled = settle(roi)
     if settled.is_empty:
         raise _UnusableError(f"its shape vanishes when rounded to {GRID_PX} px")
@@ -140,10 +167,9 @@ def _geometry(roi: BaseGeometry, *, is_ellipse: bool = False) -> geojson.geometr
     box = shapely.envelope(settled)
     if settled.geom_type == "Polygon" and math.isclose(settled.area, box.area) and settled.equals(box):
         settled = box
-    shape = shapely.geometry.mapping(settled)
     # QuPath takes the ellipse in the bounding box of a polygon so marked.
     mark = {"isEllipse": True} if is_ellipse else {}
-    return getattr(geojson, shape["type"])(shape["coordinates"], precision=DECIMALS, **mark)
+    return dict(shapely.geometry.mapping(settled)) | mark
 
 
 def _classification(path_class: PathClass) -> dict[str, Any]:
@@ -152,6 +178,15 @@ def _classification(path_class: PathClass) -> dict[str, Any]:
         raise _UnusableError(f"QuPath can't hold a class named {names!r}")
     named: dict[str, Any] = {"name": names[0]} if len(names) == 1 else {"names": list(names)}
     return named | {"color": list(default_color(path_class))}
+
+
+def _classification_0_3(path_class: PathClass) -> dict[str, Any]:
+    red, green, blue = default_color(path_class)
+    # Java's int: opaque ARGB, in two's complement.
+    argb = (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)
+    *base, name = path_class.names
+    parent = {"parentClass": _classification_0_3(PathClass(tuple(base)))} if base else {}
+    return parent | {"name": name, "colorRGB": argb}
 
 
 def _finite(measurements: Mapping[str, float]) -> dict[str, float]:

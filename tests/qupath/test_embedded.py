@@ -23,10 +23,11 @@ from hnscc_qp.errors import (
     SlideNotFoundError,
     UnsupportedServerError,
 )
-from hnscc_qp.qupath.embedded import EmbeddedProject, sidecar_path
+from hnscc_qp.geometry import Crop, Turn
+from hnscc_qp.qupath import project
+from hnscc_qp.qupath.embedded import sidecar_path
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind, walk
-from hnscc_qp.qupath import project
 from hnscc_qp.qupath.slidefinder import FileUri, SlideFinder
 
 MakeProject = Callable[..., Path]
@@ -167,14 +168,22 @@ def test_a_newer_qupath_is_read_but_noted(make_project: MakeProject) -> None:
     ("builder", "reason"),
     [
         (
-            {"builderType": "rotated", "builder": entry()["serverBuilder"], "rotation": "ROTATE_180"},
-            "ROTATE_180",
+            {"builderType": "rotated", "builder": entry()["serverBuilder"], "rotation": "ROTATE_45"},
+            "ROTATE_45",
         ),
         (
             {"builderType": "cropped", "builder": entry()["serverBuilder"], "region": {}},
             "shown cropped by QuPath",
         ),
         ({"builderType": "affine", "builder": entry()["serverBuilder"]}, "'affine' server"),
+        (
+            {
+                "builderType": "rotated",
+                "rotation": "ROTATE_90",
+                "builder": {"builderType": "affine", "builder": entry()["serverBuilder"]},
+            },
+            "'affine' server",
+        ),
         ({"builderType": "sparse", "regions": []}, "shown sparse by QuPath"),
         ({"builderType": "of tomorrow"}, "'of tomorrow' server"),
         ({}, "stored without a server"),
@@ -200,6 +209,26 @@ def test_what_can_not_be_placed_is_listed_and_named(
     assert reason in image.unsupported
     with pytest.raises(UnsupportedServerError, match=r"^case-01\.svs is "):
         project.slide_path(image)
+
+
+def test_crops_and_turns_are_read_from_the_innermost_out(make_project: MakeProject) -> None:
+    cropped = {
+        "builderType": "cropped",
+        "builder": {"builderType": "pyramidize", "builder": entry()["serverBuilder"]},
+        "region": {"x": 10, "y": 20, "width": 300, "height": 200, "z": 0, "t": 0},
+    }
+    turned = {"builderType": "rotated", "builder": cropped, "rotation": "ROTATE_270"}
+    none = {"builderType": "rotated", "builder": entry()["serverBuilder"], "rotation": "ROTATE_NONE"}
+    slice_3 = cropped | {"region": {"x": 10, "y": 20, "width": 300, "height": 200, "z": 3, "t": 0}}
+    built = [entry(number) | {"serverBuilder": one} for number, one in enumerate((turned, none, slice_3))]
+    first, second, third = open_project(make_project(*built)).images
+    assert (first.view, first.unsupported, first.crop_to_bounds) == (
+        (Crop(10, 20, 300, 200), Turn(3)),
+        None,
+        True,
+    )
+    assert (second.view, second.unsupported) == ((), None)
+    assert third.unsupported == "shown cropped by QuPath"
 
 
 def test_only_openslide_without_no_crop_crops_to_bounds(make_project: MakeProject) -> None:
@@ -435,9 +464,3 @@ def test_a_windows_project_finds_its_slides_here(tmp_path: Path) -> None:
         finder.find("file:/D:/study/slides/a.svs", image="a")
     finder = SlideFinder(stored_project_uri=None, project_dir=tmp_path, folders=[tmp_path])
     assert finder.find("file:////server/share/a.svs", image="a") == slide
-
-
-def test_embedded_project_is_what_auto_means(make_project: MakeProject) -> None:
-    folder = make_project()
-    for backend in ("auto", "embedded"):
-        assert isinstance(open_project(folder, backend=backend), EmbeddedProject)

@@ -1,151 +1,53 @@
-"""The Groovy scripts, run by a real QuPath as its `Run for project` does."""
+"""The Groovy scripts that import, run by a real QuPath as its `Run for project` does."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from uuid import UUID, uuid4, uuid5
 
-import numpy as np
 import pytest
 import shapely
-import tifffile
+from groovyrunner import describe, detection, ids, make, offer, project_with, run, script
 from shapely import LineString, MultiPoint, MultiPolygon, Point, Polygon, box
 
-from hnscc_qp.qupath.create import NewImage, create_project
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
-from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
-from hnscc_qp.qupath.shapes import ellipse, roi_kind
+from hnscc_qp.qupath.objects import ObjectType, PathClass, RoiKind
+from hnscc_qp.qupath.shapes import ellipse
 
 pytestmark = pytest.mark.qupath
 
-SCRIPTS = Path(__file__).parents[2] / "qupath_scripts"
-AI_TUMOR = PathClass(("AI", "Tumor"), (255, 127, 14))
-# What is in the image, one JSON line per object, sorted by id.
-DESCRIBE = """
-import qupath.lib.io.GsonTools
-import static qupath.lib.scripting.QP.*
-def gson = GsonTools.getInstance()
-getCurrentHierarchy().getAllObjects(false).sort { it.getID().toString() }.each { item ->
-    def roi = item.getROI()
-    println gson.toJson([
-        type: item.getClass().getSimpleName(), id: item.getID().toString(), name: item.getName(),
-        path_class: item.getPathClass()?.toString(), locked: item.isLocked(), color: item.getColor(),
-        roi: roi.getClass().getSimpleName(), area: roi.getArea(), wkt: roi.getGeometry().toText(),
-        measurements: item.getMeasurementList().asMap().collectEntries { [it.key, it.value as double] },
-        parent: item.getParent().isRootObject() ? null : item.getParent().getID().toString(),
-        nucleus: item.isCell() ? item.getNucleusROI()?.getArea() : null
-    ])
-}
-"""
-Run = Callable[[Path, str], list[str]]
 
-
-@pytest.fixture(scope="module")
-def run() -> Run:
-    """Run a script on the first image of a project and save; returns the lines it printed."""
-    if "PAQUO_QUPATH_DIR" not in os.environ:
-        pytest.skip("no QuPath: set PAQUO_QUPATH_DIR")
-    pytest.importorskip("paquo.java")
-    from jpype import JClass  # noqa: PLC0415
-
-    def run_script(project_file: Path, script: str) -> list[str]:
-        image_type = JClass("java.awt.image.BufferedImage").class_
-        project = JClass("qupath.lib.projects.ProjectIO").loadProject(
-            JClass("java.io.File")(str(project_file)), image_type
-        )
-        entry = project.getImageList()[0]
-        image_data = entry.readImageData()
-        scripting = JClass("qupath.lib.scripting.QP")
-        printed = JClass("java.io.StringWriter")()
-        binding = JClass("groovy.lang.Binding")()
-        binding.setVariable("out", JClass("java.io.PrintWriter")(printed))
-        scripting.setBatchProjectAndImage(project, image_data)
-        try:
-            # Classes are looked up by the JVM: Groovy's own parser may be older than the classes of the JVM.
-            settings = JClass("org.codehaus.groovy.control.CompilerConfiguration")()
-            settings.getOptimizationOptions().put("asmResolving", JClass("java.lang.Boolean").FALSE)
-            JClass("groovy.lang.GroovyShell")(binding, settings).evaluate(script)
-        finally:
-            scripting.resetBatchProjectAndImage()
-        entry.saveImageData(image_data)
-        project.syncChanges()
-        return str(printed).splitlines()
-
-    return run_script
-
-
-def make(roi: Any, kind: ObjectType = ObjectType.ANNOTATION, **fields: Any) -> PathObject:
-    return PathObject(kind, roi, **{"roi_kind": roi_kind(roi), "area_px": roi.area, "id": uuid4()} | fields)
-
-
-def detection(number: int, **fields: Any) -> PathObject:
-    """One of ours: an id of version 5, class `AI: Tumor`."""
-    roi = box(50 * number, 10, 50 * number + 40, 30)
-    ours = {"id": uuid5(UUID(int=0), str(number)), "path_class": AI_TUMOR, "measurements": {"score": 0.875}}
-    return make(roi, ObjectType.DETECTION, **ours | fields)
-
-
-def project_with(folder: Path, annotations: Sequence[PathObject] = ()) -> Path:
-    slide = folder / "case.tif"
-    tifffile.imwrite(slide, np.full((400, 600, 3), 255, np.uint8), tile=(128, 128), photometric="rgb")
-    image = NewImage(slide, "case: 1", (600, 400), [(1, 600, 400)], annotations=annotations)
-    return create_project(
-        folder / "project", [image], path_classes=[PathClass(("Tumor",), (200, 0, 0)), AI_TUMOR]
-    )
-
-
-def offer(project: Path, detections: Sequence[PathObject]) -> None:
-    write_geojson(project.parent / "ai-detections" / "1 case_ 1.geojson", detections)
-
-
-def script(name: str) -> str:
-    return (SCRIPTS / f"{name}.groovy").read_text(encoding="utf-8")
-
-
-def import_detections(run: Run, project: Path) -> str:
+def import_detections(project: Path) -> str:
     (line,) = run(project, script("import_ai_detections"))
     return line
 
 
-def describe(run: Run, project: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run(project, DESCRIBE)]
-
-
-def ids(described: list[dict[str, Any]]) -> set[str]:
-    return {item["id"] for item in described}
-
-
-def test_detections_are_imported_once_however_often_the_script_runs(run: Run, tmp_path: Path) -> None:
+def test_detections_are_imported_once_however_often_the_script_runs(tmp_path: Path) -> None:
     project = project_with(tmp_path)
     offer(project, [detection(1), detection(2)])
-    assert import_detections(run, project).startswith("case: 1: 2 added, 0 replaced, 0 removed, 0 kept")
-    before = describe(run, project)
+    assert import_detections(project).startswith("case: 1: 2 added, 0 replaced, 0 removed, 0 kept")
+    before = describe(project)
     assert [(item["type"], item["path_class"]) for item in before] == [
         ("PathDetectionObject", "AI: Tumor")
     ] * 2
-    assert import_detections(run, project).startswith("case: 1: 0 added, 2 replaced, 0 removed, 0 kept")
-    assert describe(run, project) == before
+    assert import_detections(project).startswith("case: 1: 0 added, 2 replaced, 0 removed, 0 kept")
+    assert describe(project) == before
 
 
-def test_detections_that_are_gone_are_removed_and_new_ones_added(run: Run, tmp_path: Path) -> None:
+def test_detections_that_are_gone_are_removed_and_new_ones_added(tmp_path: Path) -> None:
     project = project_with(tmp_path)
     offer(project, [detection(1), detection(2)])
-    import_detections(run, project)
+    import_detections(project)
     offer(project, [detection(2, measurements={"score": 0.5}), detection(3)])
-    assert import_detections(run, project).startswith("case: 1: 1 added, 1 replaced, 1 removed, 0 kept")
-    after = {item["id"]: item for item in describe(run, project)}
+    assert import_detections(project).startswith("case: 1: 1 added, 1 replaced, 1 removed, 0 kept")
+    after = {item["id"]: item for item in describe(project)}
     assert after.keys() == {str(detection(2).id), str(detection(3).id)}
     assert after[str(detection(2).id)]["measurements"] == {"score": 0.5}
 
 
-def test_what_a_pathologist_touched_or_made_is_never_changed(run: Run, tmp_path: Path) -> None:
+def test_what_a_pathologist_touched_or_made_is_never_changed(tmp_path: Path) -> None:
     project = project_with(tmp_path)
     offer(project, [detection(number) for number in range(1, 6)])
-    import_detections(run, project)
+    import_detections(project)
     edits = f"""
     import qupath.lib.objects.PathObjects
     import qupath.lib.objects.classes.PathClass
@@ -161,42 +63,42 @@ def test_what_a_pathologist_touched_or_made_is_never_changed(run: Run, tmp_path:
     getCurrentHierarchy().addObjects([hers, PathObjects.createAnnotationObject(roi)])
     """
     run(project, edits)
-    edited = describe(run, project)
+    edited = describe(project)
     # All five come again, four changed, and a sixth.
     offer(project, [detection(number, measurements={"score": 0.25}) for number in (1, 2, 3, 4, 6)])
-    assert import_detections(run, project).startswith("case: 1: 1 added, 1 replaced, 1 removed, 3 kept")
-    after = describe(run, project)
+    assert import_detections(project).startswith("case: 1: 1 added, 1 replaced, 1 removed, 3 kept")
+    after = describe(project)
     assert ids(after) == ids(edited) - {str(detection(5).id)} | {str(detection(6).id)}
     ours = {str(detection(number).id) for number in (4, 5, 6)}
     assert [item for item in after if item["id"] not in ours] == [
         item for item in edited if item["id"] not in ours
     ]
-    assert import_detections(run, project).startswith("case: 1: 0 added, 2 replaced, 0 removed, 3 kept")
-    assert describe(run, project) == after
+    assert import_detections(project).startswith("case: 1: 0 added, 2 replaced, 0 removed, 3 kept")
+    assert describe(project) == after
 
 
-def test_without_a_file_the_script_says_what_to_run(run: Run, tmp_path: Path) -> None:
+def test_without_a_file_the_script_says_what_to_run(tmp_path: Path) -> None:
     project = project_with(tmp_path)
     (project.parent / "ai-detections").mkdir()
     write_geojson(project.parent / "ai-detections" / "11 case_ 1.geojson", [detection(1)])
-    line = import_detections(run, project)
+    line = import_detections(project)
     assert line.startswith("case: 1: no AI detections") and "hnscc-qp push" in line
-    assert describe(run, project) == []
+    assert describe(project) == []
 
 
-def test_annotations_are_imported_into_an_image_that_has_none(run: Run, tmp_path: Path) -> None:
+def test_annotations_are_imported_into_an_image_that_has_none(tmp_path: Path) -> None:
     annotations = [make(box(10, 20, 110, 70), path_class=PathClass(("Tumor",)))]
     project = project_with(tmp_path, annotations)
     assert run(project, script("import_annotations")) == ["case: 1: 1 objects imported"]
-    before = describe(run, project)
+    before = describe(project)
     assert ids(before) == {str(annotations[0].id)}
     assert run(project, script("import_annotations")) == [
         "case: 1: has annotations already, nothing imported"
     ]
-    assert describe(run, project) == before
+    assert describe(project) == before
 
 
-def test_qupath_takes_in_every_kind_of_object_as_we_hold_it(run: Run, tmp_path: Path) -> None:
+def test_qupath_takes_in_every_kind_of_object_as_we_hold_it(tmp_path: Path) -> None:
     oval, oval_area = ellipse((100, 100, 300, 200))
     objects = [
         make(
@@ -227,7 +129,7 @@ def test_qupath_takes_in_every_kind_of_object_as_we_hold_it(run: Run, tmp_path: 
     ]
     project = project_with(tmp_path, objects)
     run(project, script("import_annotations"))
-    theirs = {item["id"]: item for item in describe(run, project)}
+    theirs = {item["id"]: item for item in describe(project)}
     (sidecar,) = (project.parent / "annotations").iterdir()
     ours = read_geojson(sidecar).objects
     assert theirs.keys() == {str(item.id) for item in (*ours, *ours[0].children)}
