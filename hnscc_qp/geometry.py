@@ -3,11 +3,12 @@
 Three frames occur, and a name says which one a value is in:
 
 - *level 0*: OpenSlide's pixels, counted from the corner of the whole scan;
-- *QuPath px*: the pixels of the image that QuPath shows, level 0 cropped to the slide's bounds.
-  Every annotation, detection and `Region` is in this frame;
+- *QuPath px*: the pixels of the image that QuPath shows, level 0 cropped to the slide's bounds, and
+  where the project says so cropped further and turned. Every annotation, detection and
+  `Region` is in this frame;
 - *grid px*: pixels of the model's resolution (1.0 µm/px), counted from QuPath's origin.
 
-Level 0 is met in `hnscc_qp.slides.reader` only.
+Level 0 is met in `hnscc_qp.slides` only.
 """
 
 from __future__ import annotations
@@ -58,6 +59,35 @@ class Region:
     def __post_init__(self) -> None:
         if not (self.width > 0 and self.height > 0):
             raise ValueError(f"a region needs a positive size, not {self.width} × {self.height}")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The image turned clockwise by quarters."""
+
+    quarters: int
+
+    def __post_init__(self) -> None:
+        if self.quarters not in (1, 2, 3):
+            raise ValueError(f"an image is turned by 1, 2 or 3 quarters, not {self.quarters}")
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of the image, in the px of what it is cut from."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        if self.x < 0 or self.y < 0 or self.width <= 0 or self.height <= 0:
+            raise ValueError(f"{self} is no part of an image")
+
+
+View = tuple[Turn | Crop, ...]
+"""What QuPath does to a file's image before it shows it, the first step first; mostly nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from hnscc_qp.errors import (
     UnsupportedServerError,
 )
 from hnscc_qp.files import sha256_file, sha256_json
-from hnscc_qp.geometry import Mpp, PixelSize
-from hnscc_qp.qupath.geojson import read_geojson, sidecar_name, write_geojson
+from hnscc_qp.geometry import Crop, Mpp, PixelSize, Turn, View
+from hnscc_qp.qupath.geojson import encode_geojson, read_geojson, sidecar_name
 from hnscc_qp.qupath.objects import PathClass, PathObject
-from hnscc_qp.qupath.ownership import WritePlan, plan_write
+from hnscc_qp.qupath.ownership import MEMORY_PROPERTY, WritePlan, plan_write
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.qupath.qpdata import IMAGE_TYPES, read_image_type, read_qpdata, unpack_rgb
 from hnscc_qp.qupath.safewrite import SafeWriter, content_hash
@@ -41,6 +40,12 @@ DETECTIONS_FOLDER = "ai-detections"
 _NEWEST_KNOWN = (0, 7)
 _MICROMETRES = ("\u00b5m", "\u03bcm", "um")
 """Micro sign, Greek mu, and plain."""
+_TURNS: dict[str | None, View] = {
+    "ROTATE_NONE": (),
+    "ROTATE_90": (Turn(1),),
+    "ROTATE_180": (Turn(2),),
+    "ROTATE_270": (Turn(3),),
+}
 _READABLE_SERVERS = ("OpenslideServerBuilder", "BioFormatsServerBuilder", "ImageJServerBuilder")
 
 Json = dict[str, Any]
@@ -134,24 +139,27 @@ class EmbeddedProject:
         """See `Project.write_detections`."""
         path = sidecar_path(self._folder, DETECTIONS_FOLDER, image)
         about = {"hnscc_qp": {"image": image.name, "entry_id": image.entry_id}}
-        plan = self.plan_detections(image, detections)
-        held_back = {item.id for item in plan.held_back}
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder, path.name)
-            write_geojson(made, [item for item in detections if item.id not in held_back], foreign=about)
-            contents: dict[Path, bytes | None] = {path: made.read_bytes()}
+        # What was deleted in QuPath is left to the import script, which can bring it back.
+        held_back = {item.id for item in plan_write(self.objects(image), detections).held_back}
+        wanted = [item for item in detections if item.id not in held_back]
+        made = encode_geojson(wanted, name=path.name, foreign=about)
+        contents: dict[Path, bytes | None] = {path: made}
         # From before the image was renamed in QuPath.
         contents |= {
             other: None for other in path.parent.glob(f"{image.entry_id} *.geojson") if other != path
         }
         read = {file: content_hash(file) for file in contents}
-        if len(contents) > 1 or read[path] != hashlib.sha256(contents[path] or b"").hexdigest():
+        if len(contents) > 1 or read[path] != hashlib.sha256(made).hexdigest():
             self._writer.replace(contents, image=image.name, read=read)
         return path
 
     def plan_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> WritePlan:
         """See `Project.plan_detections`: what importing the file in QuPath would come to."""
-        return plan_write(self.objects(image), detections)
+        source = self._objects_file(image)
+        if source is None or source.suffix != ".qpdata":
+            return plan_write(self.objects(image), detections)
+        data = read_qpdata(source, image=image.name)
+        return plan_write(data.objects, detections, memory=data.properties.get(MEMORY_PROPERTY, ""))
 
     def fingerprint(self, image: ImageEntry) -> str:
         """See `Project.fingerprint`."""
@@ -200,7 +208,7 @@ class EmbeddedProject:
     def _image(self, entry_id: str, entry: Json) -> ImageEntry:
         folder = self._data(entry_id)
         builder = _dict(entry.get("serverBuilder"))
-        plain = _innermost(builder)
+        plain, view, odd = _unwrap(builder)
         server = (_text(plain.get("providerClassName")) or "").rpartition(".")[2]
         uri = _text(plain.get("uri")) or ""
         args = tuple(str(arg) for arg in plain.get("args") or ())
@@ -226,7 +234,8 @@ class EmbeddedProject:
             size=_size(metadata) or _size(_dict(summary.get("server"))),
             pixel_size=_pixel_size(metadata),
             saved=saved,
-            unsupported=_why_unsupported(builder, server, uri, args),
+            unsupported=odd or _why_unsupported(plain, server, uri, args),
+            view=view,
         )
 
 
@@ -249,23 +258,54 @@ def _entry_id(entry: Any, path: Path) -> str:
     return str(entry_id)
 
 
-def _innermost(builder: Json) -> Json:
-    """The builder that opens the file itself, inside those that rotate, crop, ... it."""
+def _unwrap(builder: Json) -> tuple[Json, View, str | None]:
+    """What opens the file itself, what the builders around it do, and the first that can't be followed.
+
+    The last continues "the image is ...".
+    """
+    view: View = ()
+    odd: str | None = None
     while "uri" not in builder and isinstance(builder.get("builder"), dict):
+        step = _view_step(builder)
+        if step is None:
+            odd = odd or _describe(builder)
+        else:
+            view = step + view  # the outermost comes last
         builder = builder["builder"]
-    return builder
+    return builder, view, odd
+
+
+def _view_step(builder: Json) -> View | None:
+    """What one builder does to the image inside; None if that is more than to crop or turn it."""
+    kind = builder.get("builderType")
+    if kind == "pyramidize":  # adds levels to a file that has but one
+        return ()
+    if kind == "rotated":
+        return _TURNS.get(_text(builder.get("rotation")))
+    region = _dict(builder.get("region"))
+    sides = [region.get(key) for key in ("x", "y", "width", "height")]
+    if kind != "cropped" or region.get("z", 0) or region.get("t", 0):
+        return None
+    try:
+        return (Crop(*(int(side) for side in sides if isinstance(side, int))),)
+    except (TypeError, ValueError):  # a side is missing or makes no sense
+        return None
+
+
+def _describe(builder: Json) -> str:
+    kind = builder.get("builderType")
+    if kind == "rotated":
+        return f"shown rotated by QuPath ({builder.get('rotation')})"
+    if kind in ("cropped", "flipped", "sparse"):
+        return f"shown {kind} by QuPath"
+    return f"shown through QuPath's '{kind}' server" if kind else "stored without a server"
 
 
 def _why_unsupported(builder: Json, server: str, uri: str, args: tuple[str, ...]) -> str | None:
-    """Continue "the image is ..." if its pixels are not those of the file as OpenSlide reads it."""
-    kind = builder.get("builderType", "uri" if "uri" in builder else None)
+    """Continue "the image is ..." if the builder does not open one file as OpenSlide reads it."""
     reason: str | None = None
-    if kind == "rotated":
-        reason = f"shown rotated by QuPath ({builder.get('rotation')})"
-    elif kind in ("cropped", "flipped", "sparse"):
-        reason = f"shown {kind} by QuPath"
-    elif kind != "uri":
-        reason = f"shown through QuPath's '{kind}' server" if kind else "stored without a server"
+    if builder.get("builderType", "uri" if "uri" in builder else None) != "uri":
+        reason = _describe(builder)
     elif FileUri.parse(uri) is None:
         reason = f"not one whole local file ({uri or 'no URI'})"
     elif server not in _READABLE_SERVERS:

@@ -100,21 +100,34 @@ def write_geojson(
     Raises:
         GeoJsonError: an object can't be written without loss; nothing is replaced then.
     """
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        stream.writelines(_encode(objects, name=path.name, foreign=foreign, dialect=dialect))
+
+
+def encode_geojson(
+    objects: Iterable[PathObject], *, name: str, foreign: Mapping[str, Any] | None = None
+) -> bytes:
+    """Encode what `write_geojson` would write to a file of that name."""
+    return b"".join(_encode(objects, name=name, foreign=foreign, dialect="0.4"))
+
+
+def _encode(
+    objects: Iterable[PathObject], *, name: str, foreign: Mapping[str, Any] | None, dialect: Dialect
+) -> Iterator[bytes]:
     head = json.dumps({"type": "FeatureCollection", **(foreign or {})}, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(head[:-1] + ', "features": [')
-        separator = "\n"
-        for number, item in enumerate(objects):
-            try:
-                for feature in (_feature(item),) if dialect == "0.4" else _features_0_3(item):
-                    stream.write(separator + geojson.dumps(feature, ensure_ascii=False))
-                    separator = ",\n"
-            except ValueError as error:  # _UnusableError, or text that is not Unicode
-                title = f"{item.type} {number + 1} ({item.path_class or 'unclassified'}, id {item.id})"
-                raise GeoJsonError(
-                    f"{path.name} was not written: {title}: {error}; mend or leave out that object"
-                ) from error
-        stream.write("\n]}\n")
+    yield (head[:-1] + ', "features": [').encode()
+    separator = "\n"
+    for number, item in enumerate(objects):
+        try:
+            for feature in (_feature(item),) if dialect == "0.4" else _features_0_3(item):
+                yield (separator + geojson.dumps(feature, ensure_ascii=False)).encode()
+                separator = ",\n"
+        except ValueError as error:  # _UnusableError, or text that is not Unicode
+            title = f"{item.type} {number + 1} ({item.path_class or 'unclassified'}, id {item.id})"
+            raise GeoJsonError(
+                f"{name} was not written: {title}: {error}; mend or leave out that object"
+            ) from error
+    yield b"\n]}\n"
 
 
 def _feature(item: PathObject) -> geojson.Feature:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from hnscc_qp.errors import BackendError
-from hnscc_qp.geometry import PixelSize
+from hnscc_qp.geometry import PixelSize, View
 from hnscc_qp.qupath.objects import PathClass, PathObject
 from hnscc_qp.qupath.ownership import WritePlan
 
@@ -37,7 +37,9 @@ class ImageEntry:
     saved: bool
     """Whether QuPath has saved the image's objects."""
     unsupported: str | None = None
-    """Why this image can't be placed exactly (rotated, cropped, a series, ...); None if it can."""
+    """Why this image can't be placed exactly (flipped, a series, ...); None if it can."""
+    view: View = ()
+    """How the file's image is cropped and turned before QuPath shows it."""
 
     @property
     def crop_to_bounds(self) -> bool:

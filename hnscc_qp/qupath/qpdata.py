@@ -65,6 +65,8 @@ class QpData:
     """QuPath's words, such as `Brightfield (H&E)`."""
     objects: tuple[PathObject, ...]
     """Top-level objects, in the file's order."""
+    properties: Mapping[str, str]
+    """What QuPath and scripts noted about the image, where it is text."""
 
 
 def read_qpdata(path: Path, *, image: str) -> QpData:
@@ -124,6 +126,7 @@ def _read(stream: JavaStream) -> QpData:
     version = _qupath_version(server)
     image_type: str | None = None
     objects: tuple[PathObject, ...] | None = None
+    properties: dict[str, str] = {}
     for item in items:
         if item == "EOF":
             break
@@ -131,11 +134,19 @@ def _read(stream: JavaStream) -> QpData:
             image_type = _image_type(item)
         elif isinstance(item, JavaObject) and item.class_name.endswith(".PathObjectHierarchy"):
             objects = _Converter(version, stream.objects()).top_level_objects(item)
+        elif isinstance(item, JavaObject) and item.class_name == "java.util.HashMap":
+            properties = _texts(item)
     else:
         raise StreamError("it ends before QuPath's own end mark, so it is cut short", 0)
     if objects is None:
         raise StreamError("it holds no object hierarchy", 0)
-    return QpData(version, image_type, objects)
+    return QpData(version, image_type, objects, properties)
+
+
+def _texts(item: JavaObject) -> dict[str, str]:
+    values = [value for value in item.contents if not isinstance(value, bytearray)]
+    pairs = zip(values[::2], values[1::2], strict=False)
+    return {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, str)}
 
 
 def _image_type(item: JavaEnum) -> str:

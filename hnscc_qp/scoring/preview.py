@@ -12,7 +12,8 @@ from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.geometry import Mpp, Region
 from hnscc_qp.qupath.objects import RGB
-from hnscc_qp.scoring.regions import AI_TUMOR, vectorize
+from hnscc_qp.qupath.ownership import AI_TUMOR
+from hnscc_qp.scoring.regions import vectorize
 from hnscc_qp.scoring.score_map import ScoreMap
 from hnscc_qp.slides.reader import Slide
 

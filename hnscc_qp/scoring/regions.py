@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,9 @@ from scipy.spatial.distance import pdist
 from shapely.geometry import Polygon
 
 from hnscc_qp.geometry import PixelSize
-from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
+from hnscc_qp.qupath.objects import ObjectType, PathObject, RoiKind
+from hnscc_qp.qupath.ownership import AI_TUMOR, detection_id
 from hnscc_qp.scoring.score_map import ScoreMap
-
-AI_TUMOR = PathClass(("AI", "Tumor"), (255, 90, 0))
-_UUID_SPACE = uuid.uuid5(uuid.NAMESPACE_URL, "hnscc-qp/region/1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +72,12 @@ def to_detection(region: TumorRegion, *, slide_name: str, model_hash: str, gener
     replaces objects and adds none.
     """
     polygon = region.polygon_qupath
-    # QuPath keeps two decimals in GeoJSON.
-    rounded = shapely.transform(polygon, lambda points: points.round(2))
-    outline = shapely.to_wkb(rounded, hex=True, byte_order=1)
     return PathObject(
         type=ObjectType.DETECTION,
         roi=polygon,
         roi_kind=RoiKind.GEOMETRY if polygon.interiors else RoiKind.POLYGON,
         area_px=polygon.area,
-        id=uuid.uuid5(_UUID_SPACE, "\n".join((slide_name, model_hash, outline))),
+        id=detection_id(polygon, slide_name=slide_name, model_hash=model_hash),
         path_class=AI_TUMOR,
         measurements={
             "Area µm^2": region.area_um2,

@@ -11,19 +11,28 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import openslide
 from PIL import Image
 
-from hnscc_qp.errors import MissingMppError, SlideNotFoundError, SlideReadError, UnusableSlideError
-from hnscc_qp.geometry import Mpp, PixelSize, Region
+from hnscc_qp.errors import (
+    MissingMppError,
+    SlideNotFoundError,
+    SlideReadError,
+    UnsupportedServerError,
+    UnusableSlideError,
+)
+from hnscc_qp.geometry import Mpp, PixelSize, Region, Turn, View
 from hnscc_qp.slides.resample import Edges, average_area, pixel_edges, snap, whole_factors
 
 RGBPixels = npt.NDArray[np.uint8]
 """(height, width, 3) uint8."""
+
+_T = TypeVar("_T")
+_Coordinate = TypeVar("_Coordinate", float, Edges)
 
 _CHUNK_LEVEL_PX = 2048
 """Pixels of a level held at once, per side; bounds the memory of a large read."""
@@ -58,27 +67,34 @@ class Slide:
     opened at the first read of each process.
     """
 
-    def __init__(self, path: Path, *, pixel_size: PixelSize | None, crop_to_bounds: bool) -> None:
+    def __init__(self, path: Path, *, pixel_size: PixelSize | None, crop_to_bounds: bool, view: View) -> None:
         self.path = path
         self.crop_to_bounds = crop_to_bounds
+        self.view = view
         self._given_pixel_size = pixel_size
         self._lock = threading.Lock()
         self._handle: tuple[int, openslide.OpenSlide] | None = None
         slide = self._open()
         width, height = slide.dimensions
-        x, y, self.size = 0, 0, (width, height)
+        x, y, size = 0, 0, [width, height]
         if crop_to_bounds:
             x, y, *size = (
                 int(slide.properties.get(f"openslide.bounds-{key}", whole))
                 for key, whole in (("x", 0), ("y", 0), ("width", width), ("height", height))
             )
-            self.size = (size[0], size[1])
+        self._quarters, x, y, width, height = _follow(view, x, y, (size[0], size[1]), name=path.name)
         self.bounds: tuple[int, int] = (x, y)
+        self._upright_size = (width, height)
+        """Before it is turned; reading is done so, and what was read is turned."""
+        self.size = _swap_if(self._quarters % 2, self._upright_size)
         self.levels = _levels(slide)
-        self._slide_pixel_size = _stored_pixel_size(slide.properties)
+        stored = _stored_pixel_size(slide.properties)
+        if stored is not None and self._quarters % 2:
+            stored = PixelSize(stored.y, stored.x)
+        self._slide_pixel_size = stored
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.path, self._given_pixel_size, self.crop_to_bounds)
+        return _reopen, (self.path, self._given_pixel_size, self.crop_to_bounds, self.view)
 
     def __repr__(self) -> str:
         return f"Slide({str(self.path)!r})"
@@ -142,6 +158,13 @@ class Slide:
 
     def _read_between(self, x_edges: Edges, y_edges: Edges, step: tuple[float, float]) -> RGBPixels:
         """Average between edges in QuPath px that lie `step` apart."""
+        back = -self._quarters % 4
+        x_edges, y_edges = map(_rising, _turn(x_edges, y_edges, self.size, back))
+        pixels = self._read_upright(x_edges, y_edges, _swap_if(back % 2, step))
+        return np.ascontiguousarray(np.rot90(pixels, back)) if back else pixels
+
+    def _read_upright(self, x_edges: Edges, y_edges: Edges, step: tuple[float, float]) -> RGBPixels:
+        """The same before the image is turned."""
         level = self._level_for(step)
         x_edges = snap((x_edges + self.bounds[0]) / level.downsample[0])
         y_edges = snap((y_edges + self.bounds[1]) / level.downsample[1])
@@ -164,7 +187,7 @@ class Slide:
         return pixels
 
     def _level_for(self, step: tuple[float, float]) -> Level:
-        """The coarsest level that is no coarser than `step` QuPath px."""
+        """The coarsest level that is no coarser than `step` px of level 0."""
         fine_enough = [
             level
             for level in self.levels
@@ -176,7 +199,7 @@ class Slide:
 
     def _read_on_white(self, level: Level, left: int, top: int, right: int, bottom: int) -> Image.Image:
         """RGB pixels of a level; white beyond the image that QuPath shows."""
-        (x, y), (width, height) = self.bounds, self.size
+        (x, y), (width, height) = self.bounds, self._upright_size
         inner = (
             max(left, math.floor(x / level.downsample[0])),
             max(top, math.floor(y / level.downsample[1])),
@@ -219,7 +242,8 @@ class Slide:
                 with openslide.OpenSlide(self.path) as fresh:
                     rgba = fresh.read_region(place, level.number, (width, height))
             except openslide.OpenSlideError as error:
-                x_qupath, y_qupath = place[0] - self.bounds[0], place[1] - self.bounds[1]
+                upright = (float(place[0] - self.bounds[0]), float(place[1] - self.bounds[1]))
+                x_qupath, y_qupath = map(int, _turn(*upright, self._upright_size, self._quarters))
                 raise SlideReadError(
                     f"{self.name} can't be read at x = {x_qupath}, y = {y_qupath} px (level {level.number}): "
                     f"{error}; copy the slide again from the scanner, or leave the image out"
@@ -242,19 +266,23 @@ class Slide:
                 self._handle = None
 
 
-def open_slide(path: Path, *, pixel_size: PixelSize | None = None, crop_to_bounds: bool = True) -> Slide:
+def open_slide(
+    path: Path, *, pixel_size: PixelSize | None = None, crop_to_bounds: bool = True, view: View = ()
+) -> Slide:
     """Open a slide as QuPath shows it.
 
     Args:
         path: the slide, or the first of its files.
         pixel_size: QuPath's calibration, if it has one: it wins over the scanner's.
         crop_to_bounds: whether QuPath crops to the slide's bounds: unless the entry says `--no-crop`.
+        view: how QuPath crops and turns the image further.
 
     Raises:
         SlideNotFoundError: there is no such file.
         SlideReadError: the file is not a slide that OpenSlide reads.
+        UnsupportedServerError: QuPath shows a part that reaches beyond the image.
     """
-    return Slide(path, pixel_size=pixel_size, crop_to_bounds=crop_to_bounds)
+    return Slide(path, pixel_size=pixel_size, crop_to_bounds=crop_to_bounds, view=view)
 
 
 def require_mpp(slide: Slide, mpp: Mpp) -> None:
@@ -272,8 +300,49 @@ def require_mpp(slide: Slide, mpp: Mpp) -> None:
         )
 
 
-def _reopen(path: Path, pixel_size: PixelSize | None, crop_to_bounds: bool) -> Slide:
-    return Slide(path, pixel_size=pixel_size, crop_to_bounds=crop_to_bounds)
+def _reopen(path: Path, pixel_size: PixelSize | None, crop_to_bounds: bool, view: View) -> Slide:
+    return Slide(path, pixel_size=pixel_size, crop_to_bounds=crop_to_bounds, view=view)
+
+
+def _follow(
+    view: View, x: int, y: int, size: tuple[int, int], *, name: str
+) -> tuple[int, int, int, int, int]:
+    """Quarters that the image is turned by, and the part of level 0 that is shown: x, y, width, height."""
+    quarters = 0
+    for step in view:
+        if isinstance(step, Turn):
+            quarters = (quarters + step.quarters) % 4
+            continue
+        shown = _swap_if(quarters % 2, size)
+        right, bottom = step.x + step.width, step.y + step.height
+        if right > shown[0] or bottom > shown[1]:
+            raise UnsupportedServerError(
+                f"QuPath shows a part of {name} that reaches beyond its {shown[0]} × {shown[1]} px "
+                f"({step}); correct the slide's path in QuPath"
+            )
+        corners = [
+            _turn(float(a), float(b), shown, -quarters % 4) for a, b in ((step.x, step.y), (right, bottom))
+        ]
+        (x0, x1), (y0, y1) = (sorted(map(int, axis)) for axis in zip(*corners, strict=True))
+        x, y, size = x + x0, y + y0, (x1 - x0, y1 - y0)
+    return quarters, x, y, *size
+
+
+def _turn(
+    x: _Coordinate, y: _Coordinate, size: tuple[int, int], quarters: int
+) -> tuple[_Coordinate, _Coordinate]:
+    """Where points of an image of `size` lie once it is turned clockwise; edges may come out falling."""
+    width, height = size
+    turned = ((x, y), (height - y, x), (width - x, height - y), (y, width - x))
+    return turned[quarters]
+
+
+def _rising(edges: Edges) -> Edges:
+    return edges[::-1] if edges[0] > edges[-1] else edges
+
+
+def _swap_if(odd: int, pair: tuple[_T, _T]) -> tuple[_T, _T]:
+    return (pair[1], pair[0]) if odd else pair
 
 
 def _open_file(path: Path) -> openslide.OpenSlide:

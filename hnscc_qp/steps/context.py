@@ -52,11 +52,13 @@ class Context:
 
         Raises:
             UnsupportedServerError: the file is not the size that QuPath knows, so that places
-                would not fit; or QuPath shows it rotated, cropped or the like.
+                would not fit; or QuPath shows it flipped, stitched or the like.
             SlideNotFoundError, SlideReadError: it is not there or is not a slide.
         """
         path = self.project.slide_path(image)
-        slide = open_slide(path, pixel_size=image.pixel_size, crop_to_bounds=image.crop_to_bounds)
+        slide = open_slide(
+            path, pixel_size=image.pixel_size, crop_to_bounds=image.crop_to_bounds, view=image.view
+        )
         if image.size and slide.size != image.size:
             raise UnsupportedServerError(
                 f"{image.name} is {_size(image.size)} px in QuPath, but {path} is {_size(slide.size)} px: "
@@ -96,7 +98,8 @@ class Context:
 def placement(image: ImageEntry) -> str:
     """Hash of what decides which pixels an image has and how large they are; not of its objects."""
     size = [image.pixel_size.x, image.pixel_size.y] if image.pixel_size else None
-    return sha256_json([image.name, image.uri, image.server, list(image.args), image.size, size])
+    view = [str(step) for step in image.view]
+    return sha256_json([image.name, image.uri, image.server, list(image.args), view, image.size, size])
 
 
 def image_file(folder: Path, image: ImageEntry, suffix: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import javawriter as java
 import pytest
+from projectentry import entry
 
 
 @pytest.fixture(params=["0.3.2", "0.5.1", "0.6.0"])
@@ -23,22 +24,6 @@ def sample(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> Path
         folder.chmod(0o755)
     (place / "slides").symlink_to(samples / "slides")
     return project
-
-
-def entry(number: int = 1, name: str = "case-01.svs", **builder: Any) -> dict[str, Any]:
-    """One image of a `.qpproj`, as QuPath writes it."""
-    server = {
-        "builderType": "uri",
-        "providerClassName": "qupath.lib.images.servers.openslide.OpenslideServerBuilder",
-        "uri": f"file:/old/slides/{name}",
-        "args": [],
-    }
-    return {
-        "serverBuilder": server | builder,
-        "entryID": number,
-        "imageName": name,
-        "metadata": {"patient": "HN-001"},
-    }
 
 
 @pytest.fixture

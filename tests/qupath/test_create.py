@@ -148,7 +148,7 @@ def test_a_real_qupath_opens_the_project_and_reads_its_pixels(project: Path) -> 
     if "PAQUO_QUPATH_DIR" not in os.environ:
         pytest.skip("no QuPath: set PAQUO_QUPATH_DIR")
     projects = pytest.importorskip("paquo.projects")
-    import jpype  # noqa: PLC0415
+    import jpype
 
     with projects.QuPathProject(project, mode="r") as opened:
         first, second = opened.images

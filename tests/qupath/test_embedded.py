@@ -14,7 +14,7 @@ from uuid import uuid4
 import javawriter as java
 import pytest
 import shapely
-from conftest import entry
+from projectentry import entry
 
 from hnscc_qp.errors import (
     ObjectDataError,
