@@ -77,7 +77,10 @@ class Training(_Settings):
 
     network: Literal["mobilenet_v2"] = "mobilenet_v2"
     weights: str = "imagenet"
-    """`imagenet` (torchvision's hub), `none` (from scratch), or a safetensors file."""
+    """`imagenet` (torchvision's hub), `none` (from scratch), or a safetensors file.
+
+    With `none` the secondary starts from the primary's weights, not from the paper's ImageNet ones.
+    """
     input_px: Annotated[int, Field(ge=32, le=512)] = 64
     """Side that a 40 px window is resized to for the network; MATLAB's networks took 224."""
     epochs: Annotated[int, Field(gt=0)] = 30

@@ -94,6 +94,73 @@ def demo(
 
 
 @app.command()
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY]", help="study.toml, or the folder that holds it")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is installed and, of a study, whether every image is where QuPath has it."""
+    from hnscc_qp.cli.summary import print_image_checks, print_installation
+    from hnscc_qp.steps.doctor import check_installation, check_study
+
+    installed = check_installation()
+    found: dict[str, Any] = {"installed": installed}
+    if not as_json:
+        print_installation(installed)
+    if study is not None:
+        found |= check_study(_context(study, as_json=as_json))
+        if not as_json:
+            print_image_checks(found)
+    if as_json:
+        render.print_json(found)
+    images, failed = found.get("images", ()), found.get("failed", ())
+    if any(part["needed"] and part["version"] is None for part in installed):
+        raise typer.Exit(ExitCode.NOTHING_USABLE)
+    if failed:
+        none_left = len(images) == sum(bool(image["problems"]) for image in images)
+        raise typer.Exit(ExitCode.NOTHING_USABLE if none_left else ExitCode.SOME_IMAGES_FAILED)
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new or empty folder")],
+    slides: Annotated[
+        list[Path], typer.Argument(metavar="SLIDE...", help="slide files; they stay where they are")
+    ],
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="a table with a column 'slide' (file name); patient, status and the others become metadata",
+        ),
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="a class to annotate with, besides Tumor; repeat"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a QuPath project and a study file from slides."""
+    from hnscc_qp.steps.new import make_study
+
+    made = make_study(
+        folder,
+        slides,
+        patients=patients,
+        classes=class_,
+        progress=render.make_progress(quiet=as_json),
+    )
+    if as_json:
+        render.print_json(made)
+    else:
+        from hnscc_qp.cli.summary import print_new
+
+        print_new(made)
+    _exit(made)
+
+
+@app.command()
 def objects(
     project: Annotated[Path, typer.Argument(metavar="PROJECT", help="a .qpproj file or its folder")],
     out: Annotated[
@@ -177,11 +244,24 @@ def regions(study: StudyArg, force: Force = False, as_json: Json = False) -> Non
 
 
 @app.command()
-def push(study: StudyArg, as_json: Json = False) -> None:
+def push(
+    study: StudyArg,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would change")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="take back the last push, to the last byte")] = False,
+    as_json: Json = False,
+) -> None:
     """Hand the detections to the QuPath project, for review."""
-    from hnscc_qp.steps.push import push_detections
+    from hnscc_qp.steps.push import plan_push, push_detections, undo_push
 
-    _step(_context(study, as_json=as_json), push_detections, as_json=as_json)
+    context = _context(study, as_json=as_json)
+    if undo:
+        images = undo_push(context)
+        if as_json:
+            render.print_json({"undone": list(images)})
+        else:
+            render.print_line(f"as before the last push: {', '.join(images)}")
+        return
+    _step(context, plan_push if dry_run else push_detections, as_json=as_json)
 
 
 @app.command()

@@ -52,20 +52,91 @@ def print_objects(manifest: Manifest) -> None:
         render.print_line(f"{len(manifest['files'])} files in {Path(manifest['files'][0]).parent}")
 
 
+def print_installation(parts: Sequence[dict[str, Any]]) -> None:
+    """What is there and what is missing."""
+    render.print_table(
+        "installed",
+        ["part", "version", ""],
+        [(part["part"], part["version"] or "missing", part["meaning"]) for part in parts],
+    )
+
+
+def print_image_checks(found: Manifest) -> None:
+    """Every image of a study, then the problems, each with its remedy."""
+    render.print_table(
+        f"{found['project']} (read by {found['backend']})",
+        ["image", "size px", "in the file", "origin", "µm/px", "says", "levels", "objects", "places", ""],
+        [
+            (
+                image["image"],
+                _size(image["size_px"]),
+                _size(image["slide_size_px"]),
+                ", ".join(map(str, image["bounds_origin_px"] or ())),
+                _size([f"{side:.4g}" for side in sorted(set(image["mpp"] or ()))]),
+                image["mpp_source"],
+                " ".join(f"{downsample:g}" for downsample in image["levels"]),
+                image["objects"],
+                f"{image['marks']} exact" if image["marks"] else None,
+                "problem" if image["problems"] else "ok",
+            )
+            for image in found["images"]
+        ],
+    )
+    for image in found["images"]:
+        for step in image["view"]:
+            render.print_line(f"{image['image']}: QuPath shows it through {step}")
+        for remark in image["remarks"]:
+            render.print_line(f"{image['image']}: {remark}")
+        for problem in image["problems"]:
+            render.print_line(f"problem: {problem}")
+    for note in found["notes"]:
+        render.print_line(note)
+
+
+def print_new(made: Manifest) -> None:
+    """What a new project holds, and what to do next."""
+    render.print_table(
+        made["project"],
+        ["image", "size px", "µm/px", "metadata"],
+        [
+            (
+                row["image"],
+                _size(row["size_px"]),
+                _size([f"{side:.4g}" for side in sorted(set(row["mpp"] or ()))]),
+                ", ".join(f"{key}: {value}" for key, value in row["metadata"].items()),
+            )
+            for row in made["images"]
+        ],
+    )
+    for note in made["notes"]:
+        render.print_line(note)
+    if made["failed"]:
+        render.print_table("left out", ["slide", "why"], made["failed"].items())
+    render.print_line("")
+    render.print_line("What to do next:")
+    for number, step in enumerate(made["next"], start=1):
+        render.print_line(f"  {number}. {step}")
+
+
 def print_what_to_open(context: Context) -> None:
     """The end of a whole run: where to look, and what to do in QuPath."""
     generation = context.generation.path
-    script = "import_ai_detections.groovy"
+    scripts = "qupath_scripts/import_ai_detections.groovy"
+    if any(not image.saved for image in context.project.images):
+        # Made without QuPath: the annotations lie beside the project, too.
+        scripts = "qupath_scripts/import_annotations.groovy, then import_ai_detections.groovy"
     render.print_line("")
     render.print_line("What to open:")
     render.print_line(f"  pictures of all slides   {generation / 'regions'}/*.png")
     render.print_line(f"  calls of all slides      {generation / 'calibrate' / 'slides.csv'}")
     render.print_line(f"  the project, in QuPath   {context.project.path}")
-    render.print_line(
-        f"  detections, in QuPath    drop qupath_scripts/{script} on its window: Run > Run for project"
-    )
+    render.print_line(f"  objects, in QuPath       drop {scripts} on its window: Run > Run for project")
     render.print_line(f"  settings of the study    {context.study.path}")
     render.print_line(RESEARCH_USE_ONLY)
+
+
+def _size(sides: Sequence[object] | None) -> str | None:
+    return " × ".join(map(str, sides)) if sides else None
 
 
 def _patches(manifest: Manifest) -> None:
@@ -151,8 +222,12 @@ def _regions(manifest: Manifest) -> None:
 
 
 def _push(manifest: Manifest) -> None:
-    counts = manifest["counts"]
-    render.print_line(f"push: {counts['detections']} detections for {counts['images']} images")
+    columns = ["added", "replaced", "removed", "unchanged", "left to the pathologist"]
+    render.print_table(
+        f"push: {manifest['counts'].get('detections', 0)} detections ({manifest['settings']['backend']})",
+        ["image", *columns],
+        [(row["image"], *(row[column] for column in columns)) for row in manifest["images"]],
+    )
 
 
 def _percent(value: float | None) -> str | None:

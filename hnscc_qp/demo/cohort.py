@@ -47,9 +47,9 @@ per_class = 3_000
 [training]
 weights = "none"    # from scratch, so that nothing is fetched
 input_px = 40       # a window as it is
-orientations = 1
-epochs = 6
-decay_epochs = 4
+orientations = 1    # of a patch in an epoch; the paper shows all 8
+epochs = 5
+decay_epochs = 3
 batch_size = 64
 
 [mining]
@@ -92,7 +92,7 @@ def draw_cohort(
     """Draw the cohort and write it: `slides/*.tif`, `project/project.qpproj`, `study.toml`.
 
     Args:
-        folder: new or empty.
+        folder: new or empty, or that of an earlier demo, which is taken as it is.
         seed: another seed draws other slides of the same patients.
         progress: told of each slide.
         size_um: (width, height) of the slides.
@@ -103,7 +103,12 @@ def draw_cohort(
     Raises:
         StudyError: the folder is not empty.
     """
-    _need_empty(folder)
+    study_file = folder / "study.toml"
+    if _is_demo(study_file):
+        progress.say(f"{folder} holds an earlier demo; going on with it")
+        return study_file
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StudyError(f"{folder} is not an empty folder; choose another with --out")
     draw = partial(_draw_patient, folder / "slides", seed=seed, size_um=size_um)
     images = []
     with (
@@ -114,22 +119,8 @@ def draw_cohort(
             images.append(image)
             task.advance(note=image.name)
     create_project(folder / "project", images, path_classes=PATH_CLASSES)
-    study_file = folder / "study.toml"
     write_text(study_file, STUDY_TOML)
     return study_file
-
-
-def _need_empty(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise StudyError(f"{folder} is a file; choose a folder with --out")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if _is_demo(folder / "study.toml"):
-        raise StudyError(
-            f"{folder} holds an earlier demo; go on with it: hnscc-qp run {folder}, "
-            "or choose another folder with --out"
-        )
-    raise StudyError(f"{folder} is not empty; choose another with --out")
 
 
 def _is_demo(study_file: Path) -> bool:

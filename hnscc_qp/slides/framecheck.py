@@ -124,10 +124,10 @@ def _base(file: openslide.OpenSlide, slide: Slide, size: tuple[int, int] | None)
     if len(given) < len(names):
         return whole
     bounds = Region(*given)
-    for base in (bounds, whole):
-        shown = _sizes(slide.view, base)[-1]
-        if not any(isinstance(step, Crop) for step in slide.view) and shown == size:
-            return base
+    if size is not None and not any(isinstance(step, Crop) for step in slide.view):
+        for base in (bounds, whole):
+            if _sizes(slide.view, base)[-1] == (float(size[0]), float(size[1])):
+                return base
     return bounds if slide.crop_to_bounds else whole
 
 

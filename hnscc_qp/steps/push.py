@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from hnscc_qp.errors import ObjectDataError
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.qupath.geojson import read_geojson
+from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import ImageEntry
+from hnscc_qp.qupath.safewrite import undo_last_write
 from hnscc_qp.steps import regions
 from hnscc_qp.steps.context import Context, Manifest
 
@@ -21,28 +25,66 @@ def push_detections(context: Context) -> Manifest:
         StepError: there are no regions yet.
         HnsccQpError: not one image could be written.
     """
-    # Always done again: it is quick, and the files lie where a user may have moved or removed them.
+    # Always done again: what is there already is not written, and a user may have moved or removed it.
+    return _each(context, lambda image, found: str(context.project.write_detections(image, found)))
+
+
+def plan_push(context: Context) -> Manifest:
+    """What `push_detections` would add, replace, remove and leave; nothing is written.
+
+    Raises:
+        StepError, HnsccQpError: as `push_detections`.
+    """
+    return _each(context, None)
+
+
+def undo_push(context: Context) -> tuple[str, ...]:
+    """Put the project back to what it was before the last push that changed anything, to the last byte.
+
+    Returns:
+        The names of the images.
+
+    Raises:
+        ProjectError: there is nothing to undo, or it was saved in QuPath since.
+    """
+    return undo_last_write(context.project.path)
+
+
+def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]], str] | None) -> Manifest:
     started = time.time()
     drawn = context.generation.need(regions.STEP, command=f"hnscc-qp regions {context.study.path}")
     images = [image for image in context.project.images if image.entry_id in drawn["outputs"]]
-    inputs = dict(drawn["outputs"])
-    settings = {"backend": context.project.backend}
 
-    def push(image: ImageEntry) -> tuple[str, int]:
+    def push(image: ImageEntry) -> dict[str, Any]:
         read = read_geojson(regions.region_file(context, image))
         if read.skipped:
             raise ObjectDataError(f"{image.name}: {read.skipped[0]}; draw its regions again")
-        return str(context.project.write_detections(image, read.objects)), len(read.objects)
+        plan = context.project.plan_detections(image, read.objects)
+        return {
+            "image": image.name,
+            "detections": len(read.objects),
+            "added": len(plan.add) - plan.replaced,
+            "replaced": plan.replaced,
+            "removed": len(plan.remove) - plan.replaced,
+            "unchanged": len(plan.keep),
+            "left to the pathologist": len(plan.theirs) + len(plan.held_back),
+            "file": write(image, read.objects) if write else None,
+        }
 
-    written, failed = context.each_image(images, push, doing="handing detections to QuPath")
+    doing = "handing detections to QuPath" if write else "planning"
+    pushed, failed = context.each_image(images, push, doing=doing)
+    rows = list(pushed.values())
+    counted = [key for key in (rows[0] if rows else {}) if key not in ("image", "file")]
     manifest = make_manifest(
         step=STEP,
-        settings=settings,
-        inputs=inputs,
-        counts={"images": len(written), "detections": sum(count for _, count in written.values())},
+        settings={"backend": context.project.backend},
+        inputs=drawn["outputs"],
+        counts={"images": len(rows)} | {key: sum(row[key] for row in rows) for key in counted},
         started=started,
         failed=failed,
+        notes=context.project.notes,
     )
-    manifest["files"] = [file for file, _ in written.values()]
-    write_manifest(context.generation.step(STEP), manifest)
+    manifest["images"] = rows
+    if write:
+        write_manifest(context.generation.step(STEP), manifest)
     return manifest

@@ -58,8 +58,9 @@ def train_primary(context: Context) -> Manifest:
 def train_secondary(context: Context) -> Manifest:
     """Train the secondary on the primary's false positives and as many tumor patches (§2.4).
 
-    With too few false positives nothing is trained: the manifest says so, and the cascade is the
-    primary alone.
+    With too few false positives nothing is trained, and one that learnt to call nothing tumor is not
+    kept: the manifest says so, and the cascade is the primary alone. Where training starts from
+    scratch, the secondary starts from the primary: a few hundred patches are not enough for random weights.
 
     Raises:
         StepError: there are no hard negatives yet.
@@ -74,13 +75,20 @@ def train_secondary(context: Context) -> Manifest:
     settings = _settings(context)
     if done := context.finished(SECONDARY, settings, inputs):
         return done
+    return _do_without(context, settings, inputs, reason, started=time.time())
+
+
+def _do_without(
+    context: Context, settings: Mapping[str, Any], inputs: Mapping[str, str], reason: str, *, started: float
+) -> Manifest:
+    """Say that there is no secondary, and why."""
     context.progress.warn(reason)
     manifest = make_manifest(
         step=SECONDARY,
         settings=settings,
         inputs=inputs,
         counts={"trained": False},
-        started=time.time(),
+        started=started,
         notes=[reason],
     )
     folder = context.generation.step(SECONDARY)
@@ -125,6 +133,11 @@ def _train(
     classifier = WindowClassifier(
         training.network, input_px=training.input_px, weights=training.weights, seed=training.seed
     )
+    origin = weights_origin(training.network, training.weights)
+    if stage == SECONDARY and training.weights == "none":
+        primary, card = load_model(context.generation.step(PRIMARY))
+        classifier.load_state_dict(primary.state_dict())
+        origin = {"name": "the primary model", "sha256": card.sha256}
     result = fit(
         classifier,
         samples.pixels,
@@ -143,13 +156,18 @@ def _train(
             probabilities = predict(classifier, samples.pixels[idx], device=device)
             found = evaluate(probabilities, samples.labels[idx], samples.patients[idx])
             figures[str(side)] = found.as_json()
+    if stage == SECONDARY and not figures[str(Side.VALIDATION)]["true_tumor"]:
+        reason = (
+            "the secondary takes no tumor patch of validation for tumor: the cascade is the primary alone"
+        )
+        return _do_without(context, settings, inputs, reason, started=started)
     folder = context.generation.step(stage)
     card = save_model(
         folder,
         classifier,
         stage=stage,
         training=training,
-        weights_origin=weights_origin(training.network, training.weights),
+        weights_origin=origin,
         data_sha256=sha256_json(dict(inputs)),
         patients={str(side): len(set(samples.patients[samples.on(side)])) for side in Side},
         figures=figures,

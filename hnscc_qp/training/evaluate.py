@@ -25,7 +25,7 @@ class Figures:
     auc: float | None
     """None where a class is missing."""
     auc_interval: tuple[float, float] | None
-    """95 %, by resampling patients; None without patients, with one only, or where a class is missing."""
+    """95 %, by resampling patients; None unless two patients or more have each class."""
     true_tumor: int
     false_tumor: int
     true_nontumor: int
@@ -96,12 +96,12 @@ def _auc_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap of the AUC over groups; resamples that lack a class are left out."""
     names, group = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        return None
     wins = _wins(probabilities, labels, group, len(names))
     pairs = np.outer(
         np.bincount(group[labels], minlength=len(names)), np.bincount(group[~labels], minlength=len(names))
     )
+    if min(np.count_nonzero(pairs.any(axis=axis)) for axis in (0, 1)) < 2:
+        return None  # one patient's tumor, or one's nontumor: nothing varies
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
     # A group drawn twice counts twice on either side of each of its pairs.

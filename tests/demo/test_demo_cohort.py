@@ -187,11 +187,12 @@ def test_the_repository_shows_the_study_that_the_demo_writes(cohort: Path) -> No
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
-    with pytest.raises(StudyError, match="not empty; choose another"):
+    with pytest.raises(StudyError, match="not an empty folder; choose another"):
         draw_cohort(tmp_path, seed=1, progress=SILENT)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_an_earlier_demo_is_not_drawn_over(cohort: Path) -> None:
-    with pytest.raises(StudyError, match="earlier demo; go on with it: hnscc-qp run"):
-        draw_cohort(cohort.parent, seed=1, progress=SILENT)
+def test_an_earlier_demo_is_taken_as_it_is(cohort: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in cohort.parent.rglob("*")}
+    assert draw_cohort(cohort.parent, seed=1, progress=SILENT) == cohort
+    assert {file: file.stat().st_mtime_ns for file in cohort.parent.rglob("*")} == before

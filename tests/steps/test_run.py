@@ -191,6 +191,21 @@ def test_nothing_of_the_project_is_touched_but_our_own_folder(done: Path, tmp_pa
     assert set(before) == set(after) - ours
 
 
+def test_push_can_be_planned_and_taken_back(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(study.parent / "project" / "ai-detections")
+    before = hashes(study.parent)
+    assert call("push", study, "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["counts"]
+    assert planned["added"] == planned["detections"] > 0
+    assert hashes(study.parent) == before
+    assert call("push", study) == 0
+    pushed = hashes(study.parent / "project")
+    assert call("push", study) == 0
+    assert hashes(study.parent / "project") == pushed
+    assert call("push", study, "--undo") == 0
+    assert not list((study.parent / "project").glob("ai-detections/*.geojson"))
+
+
 def _forget_original_places(folder: Path) -> None:
     """As on another machine: the absolute places that the project stores are not there."""
     project = folder / "project" / "project.qpproj"

@@ -68,9 +68,16 @@ def test_one_patient_has_no_interval() -> None:
     assert evaluate(np.array([0.2, 0.9]), [0, 1], ["a", "a"]).auc_interval is None
 
 
-def test_classes_that_no_resample_joins_have_no_impossible_interval() -> None:
-    # Two patients, one all tumor and one all nontumor: only resamples with both count.
-    assert evaluate(np.array([0.2, 0.9]), [0, 1], ["a", "b"]).auc_interval == (1.0, 1.0)
+def test_one_patient_with_tumor_has_no_interval() -> None:
+    # Nothing varies between resamples, and an interval of no width would claim certainty.
+    assert evaluate(np.array([0.2, 0.9]), [0, 1], ["a", "b"]).auc_interval is None
+    assert evaluate(np.array([0.2, 0.3, 0.9]), [0, 0, 1], ["a", "b", "c"]).auc_interval is None
+
+
+def test_resamples_that_lack_a_class_do_not_count() -> None:
+    # Two patients all tumor and two all nontumor: whatever is drawn, the order is right.
+    figures = evaluate(np.array([0.1, 0.2, 0.8, 0.9]), [0, 0, 1, 1], ["a", "b", "c", "d"])
+    assert figures.auc_interval == (1.0, 1.0)
 
 
 def test_figures_are_json(judged: tuple[np.ndarray, ...]) -> None:
