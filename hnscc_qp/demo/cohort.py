@@ -57,6 +57,7 @@ stride_px = 10      # few negative slides: look closely
 """
 """The demo's study file; `projects/demo/study.toml` shows the same to readers of the repository."""
 
+_UNFINISHED = ".unfinished-demo"
 _THUMBNAIL_PX = 1000
 _THREADS = 3
 """Much of drawing is numpy and scipy, which let go of the interpreter."""
@@ -92,7 +93,8 @@ def draw_cohort(
     """Draw the cohort and write it: `slides/*.tif`, `project/project.qpproj`, `study.toml`.
 
     Args:
-        folder: new or empty, or that of an earlier demo, which is taken as it is.
+        folder: new or empty, or that of an earlier demo, which is taken as it is; one that was stopped
+            while it was drawn is drawn again.
         seed: another seed draws other slides of the same patients.
         progress: told of each slide.
         size_um: (width, height) of the slides.
@@ -107,8 +109,10 @@ def draw_cohort(
     if _is_demo(study_file):
         progress.say(f"{folder} holds an earlier demo; going on with it")
         return study_file
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    unfinished = folder / _UNFINISHED
+    if folder.exists() and not (folder.is_dir() and (unfinished.exists() or not any(folder.iterdir()))):
         raise StudyError(f"{folder} is not an empty folder; choose another with --out")
+    write_text(unfinished, "hnscc-qp demo was stopped while it drew; the same command draws again\n")
     draw = partial(_draw_patient, folder / "slides", seed=seed, size_um=size_um)
     images = []
     with (
@@ -118,8 +122,10 @@ def draw_cohort(
         for image in threads.map(draw, range(1, len(_PLANS) + 1), _PLANS):
             images.append(image)
             task.advance(note=image.name)
-    create_project(folder / "project", images, path_classes=PATH_CLASSES)
+    if not (folder / "project" / "project.qpproj").exists():
+        create_project(folder / "project", images, path_classes=PATH_CLASSES)
     write_text(study_file, STUDY_TOML)
+    unfinished.unlink()
     return study_file
 
 

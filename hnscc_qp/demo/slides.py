@@ -39,7 +39,7 @@ def write_slide(path: Path, pixels: Pixels, *, mpp: Mpp | None, levels: int = 3)
         for level in range(levels):
             reduced = image.reduce(2**level) if level else image
             tiff.write(
-                # Pillow encodes the tiles: tifffile alone has no JPEG.
+                # Encoded here: what lies beyond the image in the last tiles must be white, not black.
                 _jpeg_tiles(reduced),
                 shape=(reduced.height, reduced.width, 3),
                 dtype=np.uint8,

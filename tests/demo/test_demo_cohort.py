@@ -196,3 +196,13 @@ def test_an_earlier_demo_is_taken_as_it_is(cohort: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in cohort.parent.rglob("*")}
     assert draw_cohort(cohort.parent, seed=1, progress=SILENT) == cohort
     assert {file: file.stat().st_mtime_ns for file in cohort.parent.rglob("*")} == before
+
+
+def test_drawing_that_was_stopped_is_drawn_again(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished-demo").touch()
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "DEMO-01.tif").write_bytes(b"half")
+    study = draw_cohort(tmp_path, seed=1, progress=SILENT, size_um=(260, 220))
+    assert open_slide(tmp_path / "slides" / "DEMO-01.tif").size == (520, 440)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["project", "slides", "study.toml"]
+    assert study.name == "study.toml"
