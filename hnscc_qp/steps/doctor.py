@@ -42,6 +42,7 @@ _ALIKE = 0.8
 """Least correlation of a mark with level 0; averaging in another order keeps 0.99 and more."""
 _SAME_PICTURE = 0.5
 """Least correlation with QuPath's thumbnail; another slide has about 0."""
+_BLACK = 16
 _MPP_TOLERANCE = 0.02
 _GEOJSON_PX = 0.02
 
@@ -149,11 +150,14 @@ def _check_thumbnail(check: ImageCheck, slide: Slide, data: Path) -> None:
     """QuPath's own picture of the image tells a slide that is another of the same size."""
     try:
         with Image.open(data / "thumbnail.jpg") as opened:
-            theirs = opened.convert("RGB")
+            theirs = np.array(opened.convert("RGB"))
     except OSError:  # none was made, or it is damaged: not needed for anything else
         return
-    ours = Image.fromarray(slide.thumbnail(max(theirs.size))).resize(theirs.size)
-    correlation = correlate(np.asarray(ours), np.asarray(theirs))
+    height, width = theirs.shape[:2]
+    ours = Image.fromarray(slide.thumbnail(max(height, width))).resize((width, height))
+    # What was not scanned is black in QuPath and white here.
+    theirs[theirs.max(axis=2) < _BLACK] = 255
+    correlation = correlate(np.asarray(ours), theirs)
     if correlation is not None and correlation < _SAME_PICTURE:
         check.problems.append(
             f"{check.image}: {slide.path} does not look like QuPath's thumbnail (correlation "

@@ -203,6 +203,6 @@ def test_drawing_that_was_stopped_is_drawn_again(tmp_path: Path) -> None:
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "DEMO-01.tif").write_bytes(b"half")
     study = draw_cohort(tmp_path, seed=1, progress=SILENT, size_um=(260, 220))
-    assert open_slide(tmp_path / "slides" / "DEMO-01.tif").size == (520, 440)
+    assert openslide.OpenSlide(tmp_path / "slides" / "DEMO-01.tif").dimensions == (520, 440)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["project", "slides", "study.toml"]
     assert study.name == "study.toml"
