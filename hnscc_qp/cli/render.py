@@ -152,10 +152,14 @@ class _Line:
             self._lines.say(self._state(now))
 
     def _state(self, now: float) -> str:
-        of = f"/{self._total:g}" if self._total else ""
+        of = f"/{_count(self._total)}" if self._total else ""
         unit = f" {self._unit}" if self._unit else ""
         note = f" ({self._note})" if self._note else ""
-        return f"{self._description}: {self._done:g}{of}{unit} in {now - self._started:.0f} s{note}"
+        return f"{self._description}: {_count(self._done)}{of}{unit} in {now - self._started:.0f} s{note}"
+
+
+def _count(value: float) -> str:
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
 
 
 def print_json(value: Any) -> None:

@@ -52,7 +52,7 @@ def cropped(x: int, y: int, width: int, height: int) -> dict[str, object]:
         Shown((900, 760)),
         Shown((1160, 940), args=("--no-crop",)),
         Shown((900, 760), calibration=(0.46, 0.4)),
-        Shown((900, 760), calibration=(0.2428, 0.2428)),
+        Shown((900, 760), calibration=(0.3428, 0.3428)),
         Shown((760, 900), wrappers=(turned(1),)),
         Shown((760, 900), calibration=(0.4, 0.46), wrappers=(turned(3),)),
         Shown((700, 611), wrappers=(cropped(31, 55, 700, 611), turned(2))),
