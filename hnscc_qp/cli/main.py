@@ -48,6 +48,13 @@ class Stage(StrEnum):
     SECONDARY = "secondary"
 
 
+class Dialect(StrEnum):
+    """Spellings of GeoJSON."""
+
+    QUPATH_0_3 = "0.3"
+    QUPATH_0_4 = "0.4"
+
+
 def main() -> None:
     """Run the command line; a mendable error is one line on stderr."""
     # OpenMP's threads otherwise spin while they wait, and on a busy machine against each other: training
@@ -166,12 +173,16 @@ def objects(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="write one GeoJSON file per image")
     ] = None,
+    qupath: Annotated[
+        Dialect, typer.Option(help="the oldest QuPath that must read the GeoJSON; 0.3 knows no ids")
+    ] = Dialect.QUPATH_0_4,
     as_json: Json = False,
 ) -> None:
     """Show what a QuPath project holds, or write it as GeoJSON."""
     from hnscc_qp.steps.objects import list_objects
 
-    manifest = list_objects(project, out=out, progress=render.make_progress(quiet=as_json))
+    progress = render.make_progress(quiet=as_json)
+    manifest = list_objects(project, out=out, progress=progress, dialect=qupath.value)
     if as_json:
         render.print_json(manifest)
     else:

@@ -10,13 +10,15 @@ from typing import Any
 
 from hnscc_qp.errors import HnsccQpError
 from hnscc_qp.progress import Progress
-from hnscc_qp.qupath.geojson import write_geojson
+from hnscc_qp.qupath.geojson import Dialect, write_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathObject, walk
 from hnscc_qp.qupath.project import ImageEntry, open_project
 from hnscc_qp.steps.context import image_file
 
 
-def list_objects(project_path: Path, *, out: Path | None, progress: Progress) -> dict[str, Any]:
+def list_objects(
+    project_path: Path, *, out: Path | None, progress: Progress, dialect: Dialect = "0.4"
+) -> dict[str, Any]:
     """Count the objects of every image by type and class; write them to `out` if given.
 
     Returns:
@@ -38,7 +40,7 @@ def list_objects(project_path: Path, *, out: Path | None, progress: Progress) ->
                 rows += _rows(image, objects)
                 if out is not None and objects:
                     file = image_file(out, image, ".geojson")
-                    write_geojson(file, map(_with_numbers_only, objects))
+                    write_geojson(file, map(_with_numbers_only, objects), dialect=dialect)
                     files.append(str(file))
             except HnsccQpError as error:
                 failed[image.name] = str(error)

@@ -240,6 +240,16 @@ def test_objects_lists_and_writes_what_is_annotated(call, tmp_path: Path) -> Non
     assert len(list((tmp_path / "out").glob("*.geojson"))) == 1
 
 
+def test_objects_are_written_in_the_spelling_of_an_old_qupath(call, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    for asked, there, absent in (("0.3", "object_type", "objectType"), ("0.4", "objectType", "object_type")):
+        out = tmp_path / asked
+        assert call("objects", tmp_path / "project", "-o", out, "--qupath", asked).code == 0
+        (feature,) = json.loads((out / "1 S1.tif.geojson").read_text())["features"]
+        assert there in feature["properties"]
+        assert absent not in feature["properties"]
+
+
 def test_help_imports_neither_torch_nor_openslide() -> None:
     code = (
         "import sys; sys.argv = ['hnscc-qp', '--help']\n"

@@ -207,7 +207,7 @@ def test_a_real_qupath_opens_the_project_and_shows_the_same_pixels(tmp_path, sli
 
     assert [image.name for image in project.images] == [path.name for path in slides]
     assert dict(project.images[0].metadata) == {"patient": "HN-1", "status": "positive"}
-    assert [str(one) for one in project.path_classes][0] == "Tumor"
+    assert str(project.path_classes[0]) == "Tumor"
     opened = JClass("qupath.lib.projects.ProjectIO").loadProject(
         JClass("java.io.File")(made["project"]), JClass("java.awt.image.BufferedImage").class_
     )
