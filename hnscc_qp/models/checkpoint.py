@@ -31,6 +31,8 @@ CARD_FILE = "model.json"
 FORMAT_VERSION = 1
 
 Stage = Literal["primary", "secondary"]
+PRIMARY: Stage = "primary"
+SECONDARY: Stage = "secondary"
 RGBValues = tuple[float, float, float]
 
 

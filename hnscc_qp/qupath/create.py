@@ -18,10 +18,10 @@ from PIL import Image
 from hnscc_qp.errors import ProjectError
 from hnscc_qp.files import atomic_path, write_json
 from hnscc_qp.geometry import PixelSize
-from hnscc_qp.qupath.geojson import default_color, sidecar_name, write_geojson
+from hnscc_qp.qupath.embedded import ANNOTATIONS_FOLDER
+from hnscc_qp.qupath.geojson import default_color, pack_rgb, sidecar_name, write_geojson
 from hnscc_qp.qupath.objects import PathClass, PathObject
 
-ANNOTATIONS_FOLDER = "annotations"
 _OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
 
 
@@ -101,10 +101,7 @@ def _entry(number: int, image: NewImage, builder: Mapping[str, Any]) -> dict[str
 
 
 def _class(path_class: PathClass) -> dict[str, Any]:
-    red, green, blue = default_color(path_class)
-    # Java's int: opaque ARGB, in two's complement.
-    argb = (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)
-    return {"name": str(path_class), "color": argb}
+    return {"name": str(path_class), "color": pack_rgb(default_color(path_class))}
 
 
 def _server_builder(image: NewImage) -> dict[str, Any]:

@@ -68,6 +68,12 @@ def default_color(path_class: PathClass) -> RGB:
     return (number >> 16) & 0xFF, (number >> 8) & 0xFF, number & 0xFF
 
 
+def pack_rgb(color: RGB) -> int:
+    """A colour as Java's int: opaque ARGB, in two's complement. `qpdata.unpack_rgb` undoes it."""
+    red, green, blue = color
+    return (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)
+
+
 def sidecar_name(entry_id: str, image_name: str) -> str:
     """File name `<entry id> <image name>.geojson`, safe on every system; the id alone identifies it."""
     safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", image_name)[:80].rstrip(" .")
@@ -194,12 +200,9 @@ def _classification(path_class: PathClass) -> dict[str, Any]:
 
 
 def _classification_0_3(path_class: PathClass) -> dict[str, Any]:
-    red, green, blue = default_color(path_class)
-    # Java's int: opaque ARGB, in two's complement.
-    argb = (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)
     *base, name = path_class.names
     parent = {"parentClass": _classification_0_3(PathClass(tuple(base)))} if base else {}
-    return parent | {"name": name, "colorRGB": argb}
+    return parent | {"name": name, "colorRGB": pack_rgb(default_color(path_class))}
 
 
 def _finite(measurements: Mapping[str, float]) -> dict[str, float]:

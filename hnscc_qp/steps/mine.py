@@ -9,7 +9,7 @@ import numpy as np
 from hnscc_qp.files import sha256_file
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX
-from hnscc_qp.models.checkpoint import load_model
+from hnscc_qp.models.checkpoint import PRIMARY, load_model
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.patches.dataset import PIXELS, TABLE, PatchRow, write_dataset
 from hnscc_qp.patches.labels import Label
@@ -21,7 +21,6 @@ from hnscc_qp.steps.context import Context, Manifest, placement
 from hnscc_qp.training.mine import MinedWindows, mine_slide
 
 STEP = "mine"
-_PRIMARY = "primary"
 _REASON = "false positive of the primary"
 
 
@@ -34,7 +33,7 @@ def mine_negatives(context: Context) -> Manifest:
     """
     started = time.time()
     trained = context.generation.need(
-        _PRIMARY, command=f"hnscc-qp train {context.study.path} --stage {_PRIMARY}"
+        PRIMARY, command=f"hnscc-qp train {context.study.path} --stage {PRIMARY}"
     )
     members = read_members(context.generation.step(patches.STEP)).by_entry
     wanted = [
@@ -46,7 +45,7 @@ def mine_negatives(context: Context) -> Manifest:
     inputs = trained["outputs"] | {f"image {image.entry_id}": placement(image) for image in wanted}
     if done := context.finished(STEP, settings, inputs):
         return done
-    primary, _ = load_model(context.generation.step(_PRIMARY))
+    primary, _ = load_model(context.generation.step(PRIMARY))
     device = choose_device(context.study.device)
 
     def mine(image: ImageEntry) -> tuple[list[PatchRow], MinedWindows]:

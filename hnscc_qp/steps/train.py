@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hnscc_qp.files import sha256_json, write_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.models.cascade import Cascade
-from hnscc_qp.models.checkpoint import WEIGHTS_FILE, Stage, load_model, save_model
+from hnscc_qp.models.checkpoint import PRIMARY, SECONDARY, WEIGHTS_FILE, Stage, load_model, save_model
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.models.networks import WindowClassifier, weights_origin
 from hnscc_qp.patches.dataset import PatchSet, read_dataset
@@ -24,9 +24,6 @@ from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.training.evaluate import evaluate, predict
 from hnscc_qp.training.fit import FitResult, fit
 from hnscc_qp.training.mine import pair_with_tumor, why_no_secondary
-
-PRIMARY: Stage = "primary"
-SECONDARY: Stage = "secondary"
 
 
 @dataclass(frozen=True, slots=True)
