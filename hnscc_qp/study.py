@@ -75,9 +75,10 @@ class Patches(_Settings):
 class Training(_Settings):
     """Tang et al. 2022, §2.3; one set for both stages."""
 
-    network: Literal["mobilenet_v2"] = "mobilenet_v2"
+    network: Literal["googlenet", "mobilenet_v2", "resnet50", "resnet101"] = "mobilenet_v2"
     weights: str = "imagenet"
-    """`imagenet` (torchvision's hub), `none` (from scratch), or a safetensors file.
+    """`imagenet` (torchvision's hub), `none` (from scratch), a safetensors file, or a folder with a file for
+    each network (`resnet50.safetensors`, or torchvision's own `resnet50-0676ba61.pth`).
 
     With `none` the secondary starts from the primary's weights, not from the paper's ImageNet ones.
     """

@@ -37,7 +37,11 @@ Json = Annotated[bool, typer.Option("--json", help="print the manifest as JSON a
 Force = Annotated[bool, typer.Option("--force", help="do it again although it is done")]
 Weights = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="pretrained weights (safetensors), or 'none' to train from scratch"),
+    typer.Option(
+        metavar="FILE",
+        help="pretrained weights (safetensors), a folder with a file for each network, or 'none' to train "
+        "from scratch",
+    ),
 ]
 
 

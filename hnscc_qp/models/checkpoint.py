@@ -1,4 +1,7 @@
-"""Trained models as files: `model.safetensors` and its model card, `model.json`. Nothing is pickled."""
+"""Trained models as files: `model.safetensors` and its model card, `model.json` and, for people, `model.md`.
+
+Nothing is pickled.
+"""
 
 from __future__ import annotations
 
@@ -6,75 +9,42 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from hnscc_qp.errors import CheckpointError
-from hnscc_qp.files import atomic_path, sha256_file, write_json
+from hnscc_qp.files import atomic_path, sha256_file, write_json, write_text
 from hnscc_qp.generation import versions
+from hnscc_qp.models.modelcard import FORMAT_VERSION, PRIMARY, SECONDARY, ModelCard, Recipe, Stage
 from hnscc_qp.models.networks import (
     CLASSES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     NETWORKS,
     WindowClassifier,
     find_misfit,
+    normalisation_of,
 )
 from hnscc_qp.study import Training
 
+__all__ = [
+    "CARD_FILE",
+    "MARKDOWN_FILE",
+    "PRIMARY",
+    "SECONDARY",
+    "WEIGHTS_FILE",
+    "ModelCard",
+    "Recipe",
+    "Stage",
+    "load_model",
+    "save_model",
+]
+
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
-FORMAT_VERSION = 1
-
-Stage = Literal["primary", "secondary"]
-PRIMARY: Stage = "primary"
-SECONDARY: Stage = "secondary"
-RGBValues = tuple[float, float, float]
-
-
-class ModelCard(BaseModel):
-    """What a model is, what it was made of, and what it is for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
-    stage: Stage
-    network: str
-    input_px: int = Field(ge=32, le=512)
-    window_px: Literal[40] = 40
-    window_mpp: float = 1.0
-    classes: tuple[str, ...] = CLASSES
-    mean: RGBValues = IMAGENET_MEAN
-    std: RGBValues = IMAGENET_STD
-    sha256: str
-    """Of `model.safetensors`; this is the model's identity."""
-    training: dict[str, Any]
-    """The settings, the seed included."""
-    weights_origin: dict[str, str | None]
-    """Name and SHA-256 of the weights that training started from."""
-    data_sha256: str
-    """Of the patches."""
-    patients: dict[str, int]
-    """How many on each side of the split."""
-    figures: dict[str, Any]
-    """On the validation patients."""
-    device: str
-    seconds: float
-    versions: dict[str, str]
-    method: str = "Tang et al. 2022, Laryngoscope Investig Otolaryngol 7:161-169"
-    intended_use: str = (
-        "Research use only. Not a medical device. Marks windows of 40 × 40 µm that may hold squamous cell "
-        "carcinoma in H&E slides of head and neck lymph nodes, for a pathologist to review."
-    )
-    limits: str = (
-        "Not validated beyond the patients it was trained on: other scanners, stains, centres, primaries, "
-        "treated nodes and frozen sections may mislead it, and small lesions may be missed. Each stage "
-        "is meant to be used with the other and with a calibrated threshold."
-    )
+MARKDOWN_FILE = "model.md"
 
 
 def save_model(
@@ -89,6 +59,9 @@ def save_model(
     figures: Mapping[str, Any],
     device: str,
     seconds: float,
+    temperature: float = 1.0,
+    temperature_reason: str = "not fitted",
+    stain: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """Write weights, then the card, which holds the weights' hash: a card never describes other weights.
 
@@ -100,18 +73,26 @@ def save_model(
         weights_origin: what training started from, see `networks.weights_origin`.
         data_sha256: identifies the patches.
         patients: number on each side of the split.
-        figures: JSON values, on the validation patients.
+        figures: JSON values by side, validation and test.
         device: it was trained on.
         seconds: that training took.
+        temperature: see `training.temperature`.
+        temperature_reason: where it comes from.
+        stain: how the slides were normalised, if they were.
     """
     path = folder / WEIGHTS_FILE
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     with atomic_path(path) as partial:
         safetensors.torch.save_file(tensors, partial)
+    mean, std = normalisation_of(classifier.network_name)
     card = ModelCard(
         stage=stage,
+        recipe=classifier.recipe,
         network=classifier.network_name,
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         input_px=classifier.input_px,
+        mean=mean,
+        std=std,
         sha256=sha256_file(path),
         # The weights by name: where they lay on this machine is nobody's business.
         training=training.model_dump(mode="json") | {"weights": weights_origin["name"]},
@@ -119,21 +100,39 @@ def save_model(
         data_sha256=data_sha256,
         patients=dict(patients),
         figures=dict(figures),
+        temperature=temperature,
+        temperature_reason=temperature_reason,
+        stain=None if stain is None else dict(stain),
         device=device,
         seconds=round(seconds, 2),
         versions=versions(),
     )
+    write_text(folder / MARKDOWN_FILE, card.as_markdown())
     write_json(folder / CARD_FILE, card.model_dump(mode="json"))
     return card
 
 
-def load_model(folder: Path) -> tuple[WindowClassifier, ModelCard]:
-    """Read a model, in eval mode, on the CPU.
+def load_model(
+    folder: Path, *, recipe: Recipe | None = None, network: str | None = None
+) -> tuple[WindowClassifier, ModelCard]:
+    """Read a model, in eval mode, on the CPU, with the temperature of its card.
+
+    Args:
+        folder: of the model.
+        recipe: the only one that will do; any if None.
+        network: the only one that will do; any if None.
 
     Raises:
-        CheckpointError: it is missing, damaged, not ours or of another network; the message names what.
+        CheckpointError: it is missing, damaged, not ours, newer, or not what is asked for; the message
+            names what.
     """
     card = _read_card(folder / CARD_FILE)
+    for key, wanted, found in (("recipe", recipe, card.recipe), ("network", network, card.network)):
+        if wanted is not None and wanted != found:
+            raise CheckpointError(
+                f"the model in {folder} has the {key} '{found}', '{wanted}' is needed; "
+                f'train it again with {key} = "{wanted}", or name another folder'
+            )
     path = folder / WEIGHTS_FILE
     try:
         data = path.read_bytes()
@@ -148,13 +147,22 @@ def load_model(folder: Path) -> tuple[WindowClassifier, ModelCard]:
         tensors = safetensors.torch.load(data)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not safetensors ({error}); train the model again") from error
-    classifier = WindowClassifier(card.network, input_px=card.input_px)
+    classifier = _build(card)
     if misfit := find_misfit(classifier.state_dict(), tensors):
         raise CheckpointError(f"{path} is not a {card.network}: {misfit}; train the model again")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise CheckpointError(f"{path} holds weights that are not numbers; train the model again")
     classifier.load_state_dict(tensors, strict=True)
+    classifier.temperature = card.temperature
     return classifier.eval(), card
+
+
+def _build(card: ModelCard) -> WindowClassifier:
+    if card.recipe != "window":
+        raise CheckpointError(
+            f"this program knows no recipe '{card.recipe}'; use the version of hnscc-qp that wrote the model"
+        )
+    return WindowClassifier(card.network, input_px=card.input_px)
 
 
 def _read_card(path: Path) -> ModelCard:
@@ -166,9 +174,12 @@ def _read_card(path: Path) -> ModelCard:
         raise CheckpointError(f"{path} can't be read as JSON; train the model again") from error
     if not isinstance(values, dict) or "format_version" not in values:
         raise CheckpointError(f"{path} is not a model card of this program; name another folder")
+    if values["format_version"] == 1:
+        # What version 1 did not say is what the defaults say: windows, no temperature, no stain.
+        values = values | {"format_version": FORMAT_VERSION}
     if values["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {values['format_version']}, this program reads {FORMAT_VERSION}; "
+            f"{path} has format {values['format_version']}, this program reads up to {FORMAT_VERSION}; "
             "use the version of hnscc-qp that wrote it, or train the model again"
         )
     try:
@@ -177,17 +188,18 @@ def _read_card(path: Path) -> ModelCard:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise CheckpointError(f"{path}: '{key}': {problem['msg']}; train the model again") from error
+    if card.network not in NETWORKS:
+        raise CheckpointError(
+            f"{path}: unknown network '{card.network}', known are {', '.join(NETWORKS)}; "
+            "use the version of hnscc-qp that wrote it"
+        )
     # What the program itself fixes; another value would be silently ignored.
-    fixed = {"window_mpp": 1.0, "classes": CLASSES, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    mean, std = normalisation_of(card.network)
+    fixed = {"window_mpp": 1.0, "classes": CLASSES, "mean": mean, "std": std}
     for key, wanted in fixed.items():
         if getattr(card, key) != wanted:
             raise CheckpointError(
                 f"{path}: '{key}' is {getattr(card, key)}, this program knows only {wanted}; "
                 "train the model again"
             )
-    if card.network not in NETWORKS:
-        raise CheckpointError(
-            f"{path}: unknown network '{card.network}', known are {', '.join(NETWORKS)}; "
-            "use the version of hnscc-qp that wrote it"
-        )
     return card

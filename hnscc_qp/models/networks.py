@@ -1,37 +1,34 @@
 """Convolutional networks behind one function, and the classifier of 40 × 40 px windows around them.
 
-Tang et al. 2022, §2.3: networks pretrained on ImageNet, their last layer replaced by one of two classes.
+Tang et al. 2022, §2.3: GoogLeNet, MobileNet-v2, ResNet50 and ResNet101, pretrained on ImageNet, their last
+layer replaced by one of two classes.
 """
 
 from __future__ import annotations
 
 import copy
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlparse
+from typing import Literal, TypeVar
 
-import safetensors.torch
 import torch
 import torchvision
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hnscc_qp.errors import WeightsError
 from hnscc_qp.files import sha256_file
+from hnscc_qp.models.weights import find_weights, read_weights
 
 CLASSES = ("nontumor", "tumor")
 """In the order of the logits."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_DOWNLOAD_TIMEOUT_S = 10.0
 M = TypeVar("M", bound=nn.Module)
+RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +36,52 @@ class _Architecture:
     build: Callable[[], nn.Module]
     """Makes the network with ImageNet's 1000 classes, from scratch."""
     imagenet_url: str
+    """The first edition of torchvision's weights, trained as published; the second needs other resizing."""
     head: str
     """Path of the last linear layer."""
+    depth: int
+    """Convolutions and linear layers on the longest way through, as Table 2 of the paper counts."""
+    mean: RGB = IMAGENET_MEAN
+    std: RGB = IMAGENET_STD
+    """What its ImageNet weights were trained with, of channels in 0..1."""
+    unused: tuple[str, ...] = ()
+    """Beginnings of names in its ImageNet weights that belong to parts which are not built."""
 
 
+_MODELS = torchvision.models
 _ARCHITECTURES = {
+    "googlenet": _Architecture(
+        # Without the two auxiliary heads, as the paper's, which was MATLAB's: they were meant to help
+        # training from scratch, before batch norms. torchvision's weights come from TensorFlow and want
+        # channels in -1..1; it says so by `transform_input`, which would undo ImageNet's normalisation
+        # in the network. We normalise that way at once instead, which computes the same.
+        partial(_MODELS.googlenet, aux_logits=False, transform_input=False, init_weights=True),
+        _MODELS.GoogLeNet_Weights.IMAGENET1K_V1.url,
+        "fc",
+        depth=22,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        unused=("aux1.", "aux2."),
+    ),
     "mobilenet_v2": _Architecture(
-        torchvision.models.mobilenet_v2,
-        torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url,
-        "classifier.1",
+        _MODELS.mobilenet_v2, _MODELS.MobileNet_V2_Weights.IMAGENET1K_V1.url, "classifier.1", depth=53
+    ),
+    "resnet50": _Architecture(_MODELS.resnet50, _MODELS.ResNet50_Weights.IMAGENET1K_V1.url, "fc", depth=50),
+    "resnet101": _Architecture(
+        _MODELS.resnet101, _MODELS.ResNet101_Weights.IMAGENET1K_V1.url, "fc", depth=101
     ),
 }
 NETWORKS = tuple(_ARCHITECTURES)
+"""In the order of Table 2 of the paper."""
 
 
 def build_network(name: str, *, weights: str, seed: int = 1) -> nn.Module:
     """Build a network of two classes, `CLASSES`.
 
     Args:
-        name: `mobilenet_v2`.
-        weights: `imagenet` (torchvision's, downloaded once), `none` (from scratch), or a safetensors
-            file that fits torchvision's network of 1000 classes.
+        name: one of `NETWORKS`.
+        weights: `imagenet` (torchvision's, downloaded once), `none` (from scratch), a safetensors file that
+            fits torchvision's network of 1000 classes, or a folder of such files (`weights.find_weights`).
         seed: of every weight that is not loaded, the new head's at least.
 
     Raises:
@@ -70,12 +92,13 @@ def build_network(name: str, *, weights: str, seed: int = 1) -> nn.Module:
         torch.manual_seed(seed)
         network = architecture.build()
         if weights != "none":
-            path = _weights_file(architecture, weights)
-            tensors = (
-                torch.load(path, map_location="cpu", weights_only=True)
-                if weights == "imagenet"
-                else _read_safetensors(path)
-            )
+            url = architecture.imagenet_url
+            path = find_weights(name, weights, imagenet_url=url)
+            tensors = {
+                key: tensor
+                for key, tensor in read_weights(path, imagenet_url=url).items()
+                if not key.startswith(architecture.unused)
+            }
             if misfit := find_misfit(network.state_dict(), tensors):
                 raise WeightsError(f"{path} does not hold torchvision's {name} of 1000 classes: {misfit}")
             network.load_state_dict(tensors, strict=True)
@@ -93,8 +116,19 @@ def weights_origin(name: str, weights: str) -> dict[str, str | None]:
     """
     if weights == "none":
         return {"name": "none", "sha256": None}
-    path = _weights_file(_ARCHITECTURES[name], weights)
+    path = find_weights(name, weights, imagenet_url=_ARCHITECTURES[name].imagenet_url)
     return {"name": path.name, "sha256": sha256_file(path)}
+
+
+def depth_of(name: str) -> int:
+    """Convolutions and linear layers on the longest way through, as Table 2 of the paper counts them."""
+    return _ARCHITECTURES[name].depth
+
+
+def normalisation_of(name: str) -> tuple[RGB, RGB]:
+    """Mean and standard deviation, of channels in 0..1, that the network's pretrained weights expect."""
+    architecture = _ARCHITECTURES[name]
+    return architecture.mean, architecture.std
 
 
 def find_misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -111,6 +145,9 @@ def find_misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> st
 class WindowClassifier(nn.Module):
     """A network that tells tumor from nontumor in windows of the method's size and resolution."""
 
+    recipe: Literal["window"] = "window"
+    temperature: float
+    """See `training.temperature`: of a trained model, as its card says."""
     mean: Tensor
     std: Tensor
 
@@ -119,16 +156,18 @@ class WindowClassifier(nn.Module):
         super().__init__()
         self.network_name = network_name
         self.input_px = input_px
+        self.temperature = 1.0
         self.network = build_network(network_name, weights=weights, seed=seed)
-        # The same for every model, so they stand in the model card and not among the weights.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        # The same for every model of a network, so they stand in the model card and not among the weights.
+        mean, std = normalisation_of(network_name)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def prepare(self, windows: Tensor) -> Tensor:
         """Turn windows, (n, 3, height, width) uint8 RGB, into the network's input.
 
         Returns:
-            (n, 3, input_px, input_px) float32, in ImageNet's normalisation.
+            (n, 3, input_px, input_px) float32, normalised as the network's pretrained weights expect.
         """
         # On a CPU, networks of depthwise convolutions are 1.5 times as fast with channels last.
         on_cpu = windows.device.type == "cpu"
@@ -198,66 +237,13 @@ def _unfold_one(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 def fold_batch_norms(module: M) -> M:
     """Copy a module for inference, with batch norms folded into the convolutions before them.
 
-    Computes the same within rounding, about 1.6 times as fast on a CPU.
+    In each of our networks a norm that follows a convolution is also the next child after it. Computes the
+    same within rounding, about 1.6 times as fast on a CPU.
     """
     folded = copy.deepcopy(module).eval().requires_grad_(False)
-    for sequence in folded.modules():
-        if isinstance(sequence, nn.Sequential):
-            for index, (convolution, norm) in enumerate(pairwise(sequence)):
-                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    sequence[index] = fuse_conv_bn_eval(convolution, norm)
-                    sequence[index + 1] = nn.Identity()
+    for parent in list(folded.modules()):
+        for (name, convolution), (norm_name, norm) in pairwise(parent.named_children()):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(parent, norm_name, nn.Identity())
     return folded
-
-
-def _weights_file(architecture: _Architecture, weights: str) -> Path:
-    """Find the file; torchvision's is downloaded to torch's own cache unless it is there."""
-    if weights != "imagenet":
-        path = Path(weights)
-        if not path.is_file():
-            raise WeightsError(
-                f'there are no weights at {path}; correct the path, or set weights = "imagenet" or "none"'
-            )
-        return path
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(architecture.imagenet_url).path).name
-    # torchvision's names end in the first digits of the hash.
-    digits = path.stem.rpartition("-")[2]
-    if not path.exists():
-        _download(architecture.imagenet_url, path, digits)
-    if not sha256_file(path).startswith(digits):
-        raise WeightsError(f"{path} is damaged; delete it, and it is downloaded again")
-    return path
-
-
-def _download(url: str, path: Path, hash_digits: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
-            torch.hub.download_url_to_file(url, str(path), hash_digits, progress=False)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise WeightsError(
-            f"ImageNet weights can't be downloaded ({reason}); pass --weights FILE (safetensors) "
-            'or weights = "none" to train from scratch'
-        ) from error
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Let no connection hang; torch's download knows no timeout of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"{path} can't be read as safetensors ({error}); convert the weights to safetensors, "
-            'or set weights = "imagenet" or "none"'
-        ) from error
