@@ -57,6 +57,10 @@ class CohortError(HnsccQpError, ValueError):
     """Patients, statuses or sides of the split contradict each other or are missing."""
 
 
+class SealedSplitError(CohortError):
+    """Something of a test patient was about to reach training, or a patient would change sides."""
+
+
 class SlideNotFoundError(HnsccQpError, FileNotFoundError):
     """A slide is not where the project says, nor in the study's slide folders."""
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from shapely import box
 
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, Grid
-from hnscc_qp.patches.dataset import cut_windows
+from hnscc_qp.patches.cut import cut_windows
 from hnscc_qp.patches.labels import Label, label_windows
 from hnscc_qp.qupath.geojson import read_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathObject, RoiKind

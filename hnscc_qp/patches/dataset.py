@@ -1,35 +1,56 @@
-"""Patches on disk: `patches.npy`, their pixels, and `patches.parquet`, where each came from and why."""
+"""Patches on disk, development and test apart, and the only ways to open them.
+
+A step's folder holds `development/` and, from `patches`, `test/`; each with `patches.npy`, the
+pixels, and `patches.parquet`, where each patch came from and why it has its label. Training takes
+a `DevelopmentSet`: one can't be made while it holds a row of a test patient, whatever the files say.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hnscc_qp.errors import StepError
-from hnscc_qp.files import atomic_path
-from hnscc_qp.geometry import Grid, Region
+from hnscc_qp.errors import SealedSplitError, StepError
+from hnscc_qp.files import atomic_path, sha256_file
+from hnscc_qp.geometry import WINDOW_PX
 from hnscc_qp.patches.labels import Label
+from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.patches.split import Side
-from hnscc_qp.slides.reader import Slide
 
 PIXELS = "patches.npy"
 TABLE = "patches.parquet"
+_SEAL = b"hnscc-qp split"
 
 Pixels = npt.NDArray[np.uint8]
 """(patches, window, window, 3) uint8."""
 
-_BLOCK_PX = 1000
-_SCHEMA = pa.schema(
+
+class Part(StrEnum):
+    """The two sets that never meet; also their folders' names."""
+
+    DEVELOPMENT = "development"
+    TEST = "test"
+
+    @classmethod
+    def of(cls, side: Side) -> Part:
+        """Where patches of a side of the split lie."""
+        return cls.TEST if side is Side.TEST else cls.DEVELOPMENT
+
+
+SCHEMA = pa.schema(
     [
         ("patch", pa.int64()),
         ("entry_id", pa.string()),
         ("slide", pa.string()),
+        ("image_sha256", pa.string()),
         ("patient", pa.string()),
         ("side", pa.string()),
         ("x_px", pa.int32()),
@@ -62,87 +83,165 @@ class PatchRow:
     label: Label
     reason: str
     annotation_ids: tuple[str, ...] = ()
+    image_sha256: str = ""
+    """State of the image in the project that it was made from: `Project.fingerprint`."""
 
 
 @dataclass(frozen=True, slots=True)
-class PatchSet:
-    """The patches of a generation."""
+class _Patches:
+    """Pixels, and the table that says of each what it is."""
 
     pixels: Pixels
     """Mapped from the file: only what is looked at is read."""
-    label: npt.NDArray[np.uint8]
-    """(patches,) 1 = tumor, 0 = nontumor."""
-    side: npt.NDArray[np.str_]
-    """(patches,) `Side`."""
     table: pa.Table
     """One row per patch."""
+    split: InitVar[SealedSplit]
+    label: npt.NDArray[np.uint8] = field(init=False)
+    """(patches,) 1 = tumor, 0 = nontumor."""
+    side: npt.NDArray[np.str_] = field(init=False)
+    """(patches,) `Side`."""
+    patient: npt.NDArray[np.str_] = field(init=False)
+    """(patches,)"""
+
+    def __post_init__(self, split: SealedSplit) -> None:
+        assert len(self.pixels) == len(self.table)
+        tumor = np.asarray(pc.equal(self.table["label"], Label.TUMOR.name.lower()))
+        for name, values in (
+            ("label", tumor.astype(np.uint8)),
+            ("side", np.asarray(self.table["side"].to_pylist(), np.str_)),
+            ("patient", np.asarray(self.table["patient"].to_pylist(), np.str_)),
+        ):
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+        # The table's own word is not enough: every row must be what the split says of its image.
+        seen = self.table.select(["entry_id", "patient", "side"]).group_by(["entry_id", "patient", "side"])
+        for row in seen.aggregate([]).to_pylist():
+            self._check(split, row["entry_id"], row["patient"], Side(row["side"]))
+
+    @staticmethod
+    def _check(split: SealedSplit, entry_id: str, patient: str, side: Side) -> None:
+        member = split.by_entry.get(entry_id)
+        if member is None or (member.patient, member.side) != (patient, side):
+            raise SealedSplitError(
+                f"a patch of image {entry_id} says it is of {patient} for {side}, which is not what the "
+                "split says; run hnscc-qp patches with --force"
+            )
+
+    def on(self, side: Side) -> npt.NDArray[np.intp]:
+        """Patches of a side of the split, in order."""
+        return np.flatnonzero(self.side == side)
 
 
-def cut_windows(slide: Slide, grid: Grid, x_px: npt.ArrayLike, y_px: npt.ArrayLike) -> Pixels:
-    """Read the windows whose top left corners lie at (x_px, y_px) grid px.
+@dataclass(frozen=True, slots=True)
+class DevelopmentSet(_Patches):
+    """Patches that may be learnt from: training and validation.
 
-    Neighbouring windows are read together, in blocks of about 1 mm.
-
-    Returns:
-        (windows, grid.window_px, grid.window_px, 3) uint8, in the order asked for.
+    Raises:
+        SealedSplitError: where it is made, if it holds any patch of a test patient.
     """
-    x, y = np.asarray(x_px, np.int64), np.asarray(y_px, np.int64)
-    side = grid.window_px
-    scale_x, scale_y = grid.pixel_size.qupath_px_per(grid.mpp)
-    pixels = np.empty((len(x), side, side, 3), np.uint8)
-    blocks = np.stack([y // _BLOCK_PX, x // _BLOCK_PX], axis=1).reshape(-1, 2)
-    _, group = np.unique(blocks, axis=0, return_inverse=True)
-    order = np.argsort(group.ravel(), kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1):
-        if not len(members):
-            continue
-        left, top = int(x[members].min()), int(y[members].min())
-        width, height = int(x[members].max()) + side - left, int(y[members].max()) + side - top
-        area = Region(left * scale_x, top * scale_y, width * scale_x, height * scale_y)
-        block = slide.read(area, grid.mpp)
-        for member in members:
-            row, column = y[member] - top, x[member] - left
-            pixels[member] = block[row : row + side, column : column + side]
-    return pixels
+
+    def __post_init__(self, split: SealedSplit) -> None:
+        split.admit(self.table["entry_id"].unique().to_pylist())
+        _Patches.__post_init__(self, split)
 
 
-def write_dataset(folder: Path, rows: Sequence[PatchRow], pixels: Pixels) -> None:
-    """Write both files; the same rows and pixels give the same bytes."""
-    assert len(rows) == len(pixels)
+@dataclass(frozen=True, slots=True)
+class TestSet(_Patches):
+    """Patches for the last figures only; not a `DevelopmentSet`, and nothing makes one of it."""
+
+    __test__ = False  # to pytest
+
+    def __post_init__(self, split: SealedSplit) -> None:
+        _Patches.__post_init__(self, split)
+        if set(self.side.tolist()) - {Side.TEST.value}:
+            raise SealedSplitError("a test set holds patches of development; run hnscc-qp patches again")
+
+
+def rows_table(rows: Sequence[PatchRow]) -> pa.Table:
+    """Rows as a table of `SCHEMA`, numbered from 0."""
     columns = {
         name: [getattr(row, name) for row in rows]
-        for name in _SCHEMA.names
+        for name in SCHEMA.names
         if name not in ("patch", "side", "label", "annotation_ids")
     }
     columns["patch"] = list(range(len(rows)))
     columns["side"] = [row.side.value for row in rows]
     columns["label"] = [row.label.name.lower() for row in rows]
     columns["annotation_ids"] = [list(row.annotation_ids) for row in rows]
-    with atomic_path(folder / PIXELS) as partial:
-        np.save(partial, np.ascontiguousarray(pixels), allow_pickle=False)
-    with atomic_path(folder / TABLE) as partial:
-        pq.write_table(pa.table(columns, schema=_SCHEMA), partial, compression="zstd")
+    return pa.table(columns, schema=SCHEMA)
 
 
-def read_dataset(folder: Path) -> PatchSet:
-    """Read what `write_dataset` wrote; the pixels are mapped, not loaded.
+def write_patches(
+    folder: Path, part: Part, chunks: Iterable[tuple[pa.Table, Pixels]], *, count: int, split: SealedSplit
+) -> dict[str, str]:
+    """Write one part of a step's patches; the same rows and pixels give the same bytes.
+
+    Chunks (one image's, say) are written as they come and not kept.
+
+    Args:
+        folder: of the step.
+        part: which; a row that does not belong to it is refused.
+        chunks: tables of `SCHEMA` with their pixels.
+        count: patches in all.
+        split: sealed into the files.
+
+    Returns:
+        File, from the step's folder on → SHA-256.
 
     Raises:
-        StepError: there are no patches, or they are damaged.
+        SealedSplitError: a row belongs to the other part.
     """
+    place = folder / part
+    schema = SCHEMA.with_metadata({_SEAL: split.seal.encode()})
+    kind = DevelopmentSet if part is Part.DEVELOPMENT else TestSet
+    with atomic_path(place / PIXELS) as pixel_file, atomic_path(place / TABLE) as table_file:
+        shape = (count, WINDOW_PX, WINDOW_PX, 3)
+        out = np.lib.format.open_memmap(pixel_file, mode="w+", dtype=np.uint8, shape=shape) if count else None
+        done = 0
+        with pq.ParquetWriter(table_file, schema, compression="zstd") as writer:
+            for table, pixels in chunks:
+                kind(pixels, table, split)
+                numbers = pa.array(range(done, done + len(table)), pa.int64())
+                writer.write_table(table.set_column(0, "patch", numbers).cast(schema))
+                if out is not None:
+                    out[done : done + len(pixels)] = pixels
+                done += len(table)
+        assert done == count
+        if out is None:
+            with pixel_file.open("wb") as stream:
+                np.save(stream, np.empty(shape, np.uint8), allow_pickle=False)
+        else:
+            out.flush()
+            del out
+    return {f"{part}/{name}": sha256_file(place / name) for name in (PIXELS, TABLE)}
+
+
+def open_development(folder: Path, split: SealedSplit) -> DevelopmentSet:
+    """Open the patches of a step that may be learnt from; the pixels are mapped, not loaded.
+
+    Raises:
+        StepError: there are no patches, or they are damaged, or were cut under another split.
+        SealedSplitError: a test patient's patch is among them.
+    """
+    return DevelopmentSet(*_read(folder / Part.DEVELOPMENT, split), split)
+
+
+def open_test(folder: Path, split: SealedSplit) -> TestSet:
+    """Open the test patches, for figures; raises as `open_development`."""
+    return TestSet(*_read(folder / Part.TEST, split), split)
+
+
+def _read(place: Path, split: SealedSplit) -> tuple[Pixels, pa.Table]:
     try:
-        pixels = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
-        table = pq.read_table(folder / TABLE)
+        table = pq.read_table(place / TABLE)
+        # A file of no patches can't be mapped.
+        pixels = np.load(place / PIXELS, mmap_mode="r" if len(table) else None, allow_pickle=False)
     except FileNotFoundError as error:
-        raise StepError(f"there are no patches in {folder}; run: hnscc-qp patches") from error
+        raise StepError(f"there are no patches in {place}; run: hnscc-qp patches") from error
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise StepError(f"the patches in {folder} are damaged ({error}); delete the folder") from error
-    if not table.schema.equals(_SCHEMA) or len(table) != len(pixels):
-        raise StepError(f"the patches in {folder} do not belong together; delete the folder")
-    names = np.asarray(table["label"].to_pylist(), np.str_)
-    return PatchSet(
-        pixels=pixels,
-        label=(names == Label.TUMOR.name.lower()).astype(np.uint8),
-        side=np.asarray(table["side"].to_pylist(), np.str_),
-        table=table,
-    )
+        raise StepError(f"the patches in {place} are damaged ({error}); delete the folder") from error
+    if not table.schema.equals(SCHEMA) or len(table) != len(pixels):
+        raise StepError(f"the patches in {place} do not belong together; delete the folder")
+    if (table.schema.metadata or {}).get(_SEAL) != split.seal.encode():
+        raise StepError(f"the patches in {place} were cut under another split; run its step with --force")
+    return pixels, table

@@ -11,6 +11,7 @@ from pathlib import Path
 from hnscc_qp.errors import AnnotationError, StepError
 from hnscc_qp.files import sha256_file, write_json
 from hnscc_qp.patches.labels import annotated_meanings
+from hnscc_qp.patches.seal import Member, SealedSplit
 from hnscc_qp.patches.split import ImageCase, Side, SkippedImage, case_of, split_patients
 from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import ImageEntry
@@ -36,23 +37,6 @@ class ReadCohort:
     images: tuple[CohortImage, ...]
     failed: dict[str, str]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """An image of the cohort, as later steps need it."""
-
-    patient: str
-    positive: bool
-    side: Side
-
-
-@dataclass(frozen=True, slots=True)
-class Members:
-    """The cohort as the patches were cut from it."""
-
-    by_entry: dict[str, Member]
-    sha256: str
 
 
 def read_cohort(context: Context) -> ReadCohort:
@@ -110,11 +94,12 @@ def write_members(folder: Path, images: tuple[CohortImage, ...]) -> None:
     )
 
 
-def read_members(folder: Path) -> Members:
-    """Read what `write_members` wrote.
+def read_members(folder: Path) -> SealedSplit:
+    """Read what `write_members` wrote: the split that patches were cut under.
 
     Raises:
         StepError: it is missing or damaged.
+        SealedSplitError: it was changed such that a patient is on both sides.
     """
     path = folder / COHORT_FILE
     try:
@@ -124,7 +109,7 @@ def read_members(folder: Path) -> Members:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StepError(f"{path} is missing or damaged; run hnscc-qp patches with --force") from error
-    return Members(by_entry, sha256_file(path))
+    return SealedSplit(by_entry, sha256_file(path))
 
 
 def _check_classes(context: Context, read: Iterable[tuple[PathObject, ...]], *, complete: bool) -> None:

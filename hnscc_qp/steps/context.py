@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from hnscc_qp.errors import HnsccQpError, UnsupportedServerError
 from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import Generation, current_generation, step_key
+from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.progress import Progress
 from hnscc_qp.qupath.geojson import sidecar_name
 from hnscc_qp.qupath.project import ImageEntry, Project, open_project
@@ -65,6 +66,16 @@ class Context:
                 "not the same image; correct the slide's path in QuPath"
             )
         return slide
+
+    def open_development(self, image: ImageEntry, split: SealedSplit) -> Slide:
+        """Open the slide of an image that may be learnt from: what training and mining open slides with.
+
+        Raises:
+            SealedSplitError: it belongs to a test patient.
+            HnsccQpError: as `open_image`.
+        """
+        split.admit([image.entry_id])
+        return self.open_image(image)
 
     def each_image(
         self, images: Iterable[ImageEntry], work: Callable[[ImageEntry], T], *, doing: str

@@ -23,7 +23,7 @@ from scipy import ndimage
 from hnscc_qp import __version__
 from hnscc_qp.errors import BackendError, HnsccQpError, MissingMppError
 from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX, Grid, Region
-from hnscc_qp.patches.dataset import cut_windows
+from hnscc_qp.patches.cut import cut_windows
 from hnscc_qp.patches.labels import Label, label_windows
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
 from hnscc_qp.qupath.jvm import find_qupath

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
-from hnscc_qp.files import sha256_file
 from hnscc_qp.generation import make_manifest, write_manifest
-from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX
+from hnscc_qp.geometry import WINDOW_MPP
 from hnscc_qp.models.checkpoint import PRIMARY, load_model
 from hnscc_qp.models.device import choose_device
-from hnscc_qp.patches.dataset import PIXELS, TABLE, PatchRow, write_dataset
+from hnscc_qp.patches.dataset import Part, PatchRow, rows_table, write_patches
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
 from hnscc_qp.qupath.project import ImageEntry
@@ -35,21 +32,23 @@ def mine_negatives(context: Context) -> Manifest:
     trained = context.generation.need(
         PRIMARY, command=f"hnscc-qp train {context.study.path} --stage {PRIMARY}"
     )
-    members = read_members(context.generation.step(patches.STEP)).by_entry
+    split = read_members(context.generation.step(patches.STEP))
+    members = split.by_entry
     wanted = [
         image
         for image in context.project.images
         if (member := members.get(image.entry_id)) and not member.positive and member.side is not Side.TEST
     ]
     settings = context.study.settings("mining", "scoring")
-    inputs = trained["outputs"] | {f"image {image.entry_id}": placement(image) for image in wanted}
+    inputs = trained["outputs"] | {"split": split.seal}
+    inputs |= {f"image {image.entry_id}": placement(image) for image in wanted}
     if done := context.finished(STEP, settings, inputs):
         return done
     primary, _ = load_model(context.generation.step(PRIMARY))
     device = choose_device(context.study.device)
 
     def mine(image: ImageEntry) -> tuple[list[PatchRow], MinedWindows]:
-        slide = context.open_image(image)
+        slide = context.open_development(image, split)
         found = mine_slide(
             slide,
             primary=primary,
@@ -72,20 +71,26 @@ def mine_negatives(context: Context) -> Manifest:
                 y_qupath=float(y * scale_y),
                 label=Label.NONTUMOR,
                 reason=_REASON,
+                image_sha256=context.project.fingerprint(image),
             )
             for x, y in found.origins
         ], found
 
     mined, failed = context.each_image(wanted, mine, doing="mining hard negatives")
     rows = [row for some, _ in mined.values() for row in some]
-    none = np.empty((0, WINDOW_PX, WINDOW_PX, 3), np.uint8)
     folder = context.generation.step(STEP)
-    write_dataset(folder, rows, np.concatenate([none, *(found.pixels for _, found in mined.values())]))
+    written = write_patches(
+        folder,
+        Part.DEVELOPMENT,
+        ((rows_table(some), found.pixels) for some, found in mined.values()),
+        count=len(rows),
+        split=split,
+    )
     manifest = make_manifest(
         step=STEP,
         settings=settings,
         inputs=inputs,
-        outputs={f"mined {name}": sha256_file(folder / name) for name in (PIXELS, TABLE)},
+        outputs={f"mined {name}": value for name, value in written.items()},
         counts={
             "images": len(mined),
             "windows": sum(found.scanned for _, found in mined.values()),

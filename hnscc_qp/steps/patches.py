@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from hnscc_qp.errors import AnnotationError, ObjectDataError
-from hnscc_qp.files import sha256_file
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP, Grid
-from hnscc_qp.patches.dataset import PIXELS, TABLE, PatchRow, cut_windows, write_dataset
+from hnscc_qp.patches.cut import cut_windows
+from hnscc_qp.patches.dataset import Part, PatchRow, rows_table, write_patches
 from hnscc_qp.patches.labels import Label, WindowLabels, label_windows
 from hnscc_qp.patches.sample import sample_balanced
 from hnscc_qp.patches.split import Side
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.slides.reader import Slide, require_mpp
 from hnscc_qp.slides.tissue import find_tissue
-from hnscc_qp.steps.cohort import COHORT_FILE, CohortImage, read_cohort, write_members
+from hnscc_qp.steps.cohort import COHORT_FILE, CohortImage, read_cohort, read_members, write_members
 from hnscc_qp.steps.context import Context, Manifest, placement
 
 STEP = "patches"
@@ -64,19 +64,26 @@ def make_patches(context: Context) -> Manifest:
     def cut(entry: ImageEntry) -> tuple[list[PatchRow], np.ndarray]:
         one, picked = labelled[entry.entry_id], chosen[entry.entry_id]
         pixels = cut_windows(one.slide, one.grid, one.windows.x_px[picked], one.windows.y_px[picked])
-        return [_row(one, int(index)) for index in picked], pixels
+        return [_row(one, int(index), inputs[f"image {entry.entry_id}"]) for index in picked], pixels
 
     entries = [one.image.entry for one in labelled.values() if len(chosen[one.image.entry.entry_id])]
     cuts, cant_cut = context.each_image(entries, cut, doing="cutting patches")
     rows = [row for some, _ in cuts.values() for row in some]
     folder = context.generation.step(STEP)
-    write_dataset(folder, rows, np.concatenate([pixels for _, pixels in cuts.values()]))
     write_members(folder, tuple(one.image for one in labelled.values()))
+    split = read_members(folder)
+    outputs = {COHORT_FILE: split.sha256}
+    for part in Part:
+        of_part = [(some, pixels) for some, pixels in cuts.values() if some and Part.of(some[0].side) is part]
+        chunks = ((rows_table(some), pixels) for some, pixels in of_part)
+        outputs |= write_patches(
+            folder, part, chunks, count=sum(len(some) for some, _ in of_part), split=split
+        )
     manifest = make_manifest(
         step=STEP,
         settings=settings,
         inputs=inputs,
-        outputs={name: sha256_file(folder / name) for name in (PIXELS, TABLE, COHORT_FILE)},
+        outputs=outputs,
         counts=_counts(labelled, rows),
         started=started,
         failed=cohort.failed | cant_label | cant_cut,
@@ -136,7 +143,7 @@ def _sample(context: Context, labelled: list[_Labelled]) -> dict[str, np.ndarray
     }
 
 
-def _row(one: _Labelled, index: int) -> PatchRow:
+def _row(one: _Labelled, index: int, state: str) -> PatchRow:
     windows = one.windows
     x_px, y_px = int(windows.x_px[index]), int(windows.y_px[index])
     scale_x, scale_y = one.grid.pixel_size.qupath_px_per(one.grid.mpp)
@@ -152,6 +159,7 @@ def _row(one: _Labelled, index: int) -> PatchRow:
         label=Label(int(windows.label[index])),
         reason=windows.reason[index],
         annotation_ids=windows.annotation_ids[index],
+        image_sha256=state,
     )
 
 

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from hnscc_qp.files import sha256_json, write_json
 from hnscc_qp.generation import make_manifest, write_manifest
+from hnscc_qp.geometry import WINDOW_PX
 from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.models.checkpoint import PRIMARY, SECONDARY, WEIGHTS_FILE, Stage, load_model, save_model
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.models.networks import WindowClassifier, weights_origin
-from hnscc_qp.patches.dataset import PatchSet, read_dataset
+from hnscc_qp.patches.dataset import DevelopmentSet, TestSet, open_development, open_test
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
 from hnscc_qp.steps import mine, patches
+from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.training.evaluate import evaluate, predict
 from hnscc_qp.training.fit import FitResult, fit
@@ -28,13 +30,22 @@ from hnscc_qp.training.mine import pair_with_tumor, why_no_secondary
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """Patches of one training, of all sides of the split."""
+    """Patches of one training: from `DevelopmentSet`s, which hold none of a test patient."""
 
     pixels: NDArray[np.uint8]
     """(n, 40, 40, 3)"""
     labels: NDArray[np.uint8]
     sides: NDArray[np.str_]
     patients: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, patches: DevelopmentSet | TestSet) -> _Samples:
+        return cls(patches.pixels, patches.label, patches.side, patches.patient)
+
+    @classmethod
+    def none(cls) -> _Samples:
+        text = np.empty(0, np.str_)
+        return cls(np.empty((0, WINDOW_PX, WINDOW_PX, 3), np.uint8), np.empty(0, np.uint8), text, text)
 
     def on(self, side: Side) -> NDArray[np.intp]:
         return np.flatnonzero(self.sides == side)
@@ -49,7 +60,12 @@ def train_primary(context: Context) -> Manifest:
         TrainingError: a class is missing, or training went astray.
     """
     cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {context.study.path}")
-    return _train(context, PRIMARY, inputs=cut["outputs"], gather=lambda: _all_patches(context))
+    return _train(
+        context,
+        PRIMARY,
+        inputs=cut["outputs"],
+        gather=lambda: _Samples.of(_development(context, patches.STEP)),
+    )
 
 
 def train_secondary(context: Context) -> Manifest:
@@ -146,13 +162,13 @@ def _train(
         stage=stage,
         progress=context.progress,
     )
+    held_out = _test_patches(context) if stage == PRIMARY else _Samples.none()
     figures = {}
-    for side in (Side.VALIDATION, Side.TEST):
-        idx = samples.on(side)
+    for side, some in ((Side.VALIDATION, samples), (Side.TEST, held_out)):
+        idx = some.on(side)
         if len(idx):
-            probabilities = predict(classifier, samples.pixels[idx], device=device)
-            found = evaluate(probabilities, samples.labels[idx], samples.patients[idx])
-            figures[str(side)] = found.as_json()
+            probabilities = predict(classifier, some.pixels[idx], device=device)
+            figures[str(side)] = evaluate(probabilities, some.labels[idx], some.patients[idx]).as_json()
     if stage == SECONDARY and not figures[str(Side.VALIDATION)]["true_tumor"]:
         reason = (
             "the secondary takes no tumor patch of validation for tumor: the cascade is the primary alone"
@@ -166,7 +182,11 @@ def _train(
         training=training,
         weights_origin=origin,
         data_sha256=sha256_json(dict(inputs)),
-        patients={str(side): len(set(samples.patients[samples.on(side)])) for side in Side},
+        patients={
+            str(side): len(set(some.patients[some.on(side)]))
+            for side in Side
+            for some in [held_out if side is Side.TEST else samples]
+        },
         figures=figures,
         device=str(device),
         seconds=result.seconds,
@@ -202,20 +222,22 @@ def _counts(samples: _Samples, result: FitResult) -> dict[str, Any]:
     return counts
 
 
-def _all_patches(context: Context) -> _Samples:
-    return _samples(read_dataset(context.generation.step(patches.STEP)))
+def _development(context: Context, step: str) -> DevelopmentSet:
+    """What a step cut for learning; there is no other way from patches to `fit`."""
+    split = read_members(context.generation.step(patches.STEP))
+    return open_development(context.generation.step(step), split)
 
 
-def _samples(data: PatchSet) -> _Samples:
-    return _Samples(
-        data.pixels, data.label, data.side, np.asarray(data.table["patient"].to_pylist(), np.str_)
-    )
+def _test_patches(context: Context) -> _Samples:
+    """For the figures alone, once training is over."""
+    folder = context.generation.step(patches.STEP)
+    return _Samples.of(open_test(folder, read_members(folder)))
 
 
 def _hard_patches(context: Context) -> _Samples:
     """Side by side: mined false positives, as nontumor, and as many tumor patches of the primary's."""
-    hard = _samples(read_dataset(context.generation.step(mine.STEP)))
-    easy = _all_patches(context)
+    hard = _Samples.of(_development(context, mine.STEP))
+    easy = _Samples.of(_development(context, patches.STEP))
     seed = context.study.training.seed
     chosen_hard, chosen_tumor = [], []
     for side in (Side.TRAIN, Side.VALIDATION):

@@ -69,16 +69,21 @@ def test_every_step_leaves_a_manifest_that_names_inputs_settings_and_versions(do
 
 def test_patches_say_where_they_come_from_and_what_decided(done: Path) -> None:
     folder = done / "generations" / "001" / "patches"
-    rows = pq.read_table(folder / "patches.parquet").to_pylist()
-    pixels = np.load(folder / "patches.npy")
-    assert pixels.shape == (len(rows), 40, 40, 3)
-    assert pixels.dtype == np.uint8
+    rows = []
+    for part, of_part in (("development", {"train", "validation"}), ("test", {"test"})):
+        rows += (some := pq.read_table(folder / part / "patches.parquet").to_pylist())
+        assert {row["side"] for row in some} == of_part
+        pixels = np.load(folder / part / "patches.npy")
+        assert pixels.shape == (len(some), 40, 40, 3)
+        assert pixels.dtype == np.uint8
     tumor = box(*TUMOR_BOX)
     for row in rows:
         window = box(row["x_qupath"], row["y_qupath"], row["x_qupath"] + 40, row["y_qupath"] + 40)
         holds_tumor = int(row["slide"][1]) % 2 == 1 and window.intersection(tumor).area > 0
         assert row["label"] == ("tumor" if holds_tumor else "nontumor")
         assert bool(row["annotation_ids"]) == holds_tumor
+    states = manifest(done, "patches")["inputs"]
+    assert all(row["image_sha256"] == states[f"image {row['entry_id']}"] for row in rows)
     sides = {row["patient"]: row["side"] for row in rows}
     assert set(sides.values()) == {"train", "validation", "test"}
     assert all(sides[row["patient"]] == row["side"] for row in rows)
