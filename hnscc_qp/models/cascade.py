@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hnscc_qp.errors import CheckpointError
+from hnscc_qp.models.checkpoint import Classifier
+from hnscc_qp.models.dense import DenseCascade, DenseClassifier
 from hnscc_qp.models.networks import WindowClassifier, fold_batch_norms
 
 
 class Cascade(nn.Module):
-    """Both stages, for inference (Tang et al. 2022, §2.4–2.5); the primary alone if there is no secondary."""
+    """Both stages of the window recipe, for inference; the primary alone if there is no secondary.
+
+    Tang et al. 2022, §2.4–2.5.
+    """
 
     def __init__(self, primary: WindowClassifier, secondary: WindowClassifier | None) -> None:
         """Copy the stages for inference; later changes to them are not seen."""
@@ -29,6 +35,27 @@ class Cascade(nn.Module):
             positives = tumor.nonzero().squeeze(1)
             tumor[positives] = _says_tumor(self.secondary, windows[positives])
         return tumor
+
+
+AnyCascade = Cascade | DenseCascade
+"""Both stages, of either recipe."""
+
+
+def make_cascade(primary: Classifier, secondary: Classifier | None) -> AnyCascade:
+    """Join two stages of one recipe.
+
+    Raises:
+        CheckpointError: their recipes differ.
+    """
+    if isinstance(primary, WindowClassifier) and not isinstance(secondary, DenseClassifier):
+        return Cascade(primary, secondary)
+    if isinstance(primary, DenseClassifier) and not isinstance(secondary, WindowClassifier):
+        return DenseCascade(primary, secondary)
+    assert secondary is not None
+    raise CheckpointError(
+        f"the primary has the recipe '{primary.recipe}', the secondary '{secondary.recipe}'; "
+        "train the secondary again"
+    )
 
 
 def _says_tumor(classifier: nn.Module, windows: Tensor) -> Tensor:

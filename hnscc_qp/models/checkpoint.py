@@ -16,9 +16,10 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from hnscc_qp.errors import CheckpointError
+from hnscc_qp.errors import CheckpointError, StudyError
 from hnscc_qp.files import atomic_path, sha256_file, write_json, write_text
 from hnscc_qp.generation import versions
+from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.modelcard import FORMAT_VERSION, PRIMARY, SECONDARY, ModelCard, Recipe, Stage
 from hnscc_qp.models.networks import (
     CLASSES,
@@ -42,6 +43,9 @@ __all__ = [
     "save_model",
 ]
 
+Classifier = WindowClassifier | DenseClassifier
+"""A stage of the cascade, of either recipe."""
+
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 MARKDOWN_FILE = "model.md"
@@ -49,7 +53,7 @@ MARKDOWN_FILE = "model.md"
 
 def save_model(
     folder: Path,
-    classifier: WindowClassifier,
+    classifier: Classifier,
     *,
     stage: Stage,
     training: Training,
@@ -114,7 +118,7 @@ def save_model(
 
 def load_model(
     folder: Path, *, recipe: Recipe | None = None, network: str | None = None
-) -> tuple[WindowClassifier, ModelCard]:
+) -> tuple[Classifier, ModelCard]:
     """Read a model, in eval mode, on the CPU, with the temperature of its card.
 
     Args:
@@ -157,12 +161,13 @@ def load_model(
     return classifier.eval(), card
 
 
-def _build(card: ModelCard) -> WindowClassifier:
-    if card.recipe != "window":
-        raise CheckpointError(
-            f"this program knows no recipe '{card.recipe}'; use the version of hnscc-qp that wrote the model"
-        )
-    return WindowClassifier(card.network, input_px=card.input_px)
+def _build(card: ModelCard) -> Classifier:
+    if card.recipe == "window":
+        return WindowClassifier(card.network, input_px=card.input_px)
+    try:
+        return DenseClassifier(card.network, input_px=card.input_px)
+    except StudyError as error:
+        raise CheckpointError(f"the model card contradicts itself: {error}") from error
 
 
 def _read_card(path: Path) -> ModelCard:

@@ -8,6 +8,7 @@ from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP
 from hnscc_qp.models.checkpoint import PRIMARY, load_model
 from hnscc_qp.models.device import choose_device
+from hnscc_qp.models.networks import WindowClassifier
 from hnscc_qp.patches.dataset import Part, PatchRow, rows_table, write_patches
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
@@ -44,7 +45,8 @@ def mine_negatives(context: Context) -> Manifest:
     inputs |= {f"image {image.entry_id}": placement(image) for image in wanted}
     if done := context.finished(STEP, settings, inputs):
         return done
-    primary, _ = load_model(context.generation.step(PRIMARY))
+    primary, _ = load_model(context.generation.step(PRIMARY), recipe="window")
+    assert isinstance(primary, WindowClassifier)
     device = choose_device(context.study.device)
 
     def mine(image: ImageEntry) -> tuple[list[PatchRow], MinedWindows]:

@@ -6,9 +6,10 @@ import csv
 import time
 from pathlib import Path
 
-from hnscc_qp.errors import CohortError, ScoreMapError
+from hnscc_qp.errors import CohortError, ScoreMapError, StepError
 from hnscc_qp.files import atomic_path, sha256_file
 from hnscc_qp.generation import make_manifest, step_key, write_manifest
+from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.scoring.score_map import ScoreMap, read_score_map, write_score_map
@@ -35,6 +36,8 @@ def score_images(context: Context, *, only: tuple[str, ...] = ()) -> Manifest:
     started = time.time()
     images = _wanted(context, only)
     cascade, models = load_cascade(context)
+    if not isinstance(cascade, Cascade):
+        raise StepError('dense models can\'t be scored yet; set recipe = "window"')
     settings = context.study.settings("scoring")
     inputs = models | {f"image {image.entry_id}": placement(image) for image in context.project.images}
     if not only and (done := context.finished(STEP, settings, inputs)):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hnscc_qp.files import sha256_json, write_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_PX
-from hnscc_qp.models.cascade import Cascade
+from hnscc_qp.models.cascade import AnyCascade, make_cascade
 from hnscc_qp.models.checkpoint import PRIMARY, SECONDARY, WEIGHTS_FILE, Stage, load_model, save_model
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.models.networks import WindowClassifier, weights_origin
@@ -110,7 +110,7 @@ def _do_without(
     return manifest
 
 
-def load_cascade(context: Context) -> tuple[Cascade, dict[str, str]]:
+def load_cascade(context: Context) -> tuple[AnyCascade, dict[str, str]]:
     """Both models as one, and the SHA-256 of each by name.
 
     Raises:
@@ -123,9 +123,9 @@ def load_cascade(context: Context) -> tuple[Cascade, dict[str, str]]:
     primary, card = load_model(context.generation.step(PRIMARY))
     hashes = {"primary model": card.sha256}
     if not second["counts"]["trained"]:
-        return Cascade(primary, None), hashes
+        return make_cascade(primary, None), hashes
     secondary, card = load_model(context.generation.step(SECONDARY))
-    return Cascade(primary, secondary), hashes | {"secondary model": card.sha256}
+    return make_cascade(primary, secondary), hashes | {"secondary model": card.sha256}
 
 
 def cascade_hash(models: Mapping[str, str]) -> str:

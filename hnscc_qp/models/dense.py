@@ -1,0 +1,250 @@
+"""Every window of a tile at once: a fully convolutional pass with one feature cell per 10 px step.
+
+A tile is enlarged so that a 40 px window is S network px wide, and the network's stride is made S/4: then
+one feature cell stands on every 10 px step, on the grid of scoring, and a window is the mean of its 4 × 4
+cells. The late strides that are too many become dilation (Chen et al. 2017, arXiv:1706.05587, §3.1), so
+that pretrained weights keep their meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hnscc_qp.errors import StudyError
+from hnscc_qp.geometry import STEP_PX, WINDOW_PX
+from hnscc_qp.models.networks import build_network, fold_batch_norms, normalisation_of
+
+WINDOW_CELLS = WINDOW_PX // STEP_PX
+"""Cells along one side of a window."""
+DENSE_NETWORKS = ("mobilenet_v2", "resnet50", "resnet101")
+DENSE_INPUT_PX = (32, 64, 128)
+"""Values of S for which a network with strides of 2 has a stride of S/4."""
+_FULL_STRIDE = 32
+
+
+class DenseClassifier(nn.Module):
+    """A network that tells tumor from nontumor in every window of a tile, one each 10 px.
+
+    Trained densely, on tiles: the context of a window takes part in its answer, so weights that were
+    trained on single windows answer differently here and are not to be used.
+    """
+
+    recipe: Literal["dense"] = "dense"
+    temperature: float
+    """See `training.temperature`: of a trained model, as its card says."""
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network_name: str, *, input_px: int = 64, weights: str = "none", seed: int = 1
+    ) -> None:
+        """Build the network, see `build_network`, and give it the stride input_px / 4.
+
+        Raises:
+            StudyError: the network or the size can't be used densely.
+            WeightsError: see `build_network`.
+        """
+        super().__init__()
+        check_dense(network_name, input_px)
+        self.network_name = network_name
+        self.input_px = input_px
+        self.output_stride = input_px // WINDOW_CELLS
+        self.temperature = 1.0
+        self.network = build_network(network_name, weights=weights, seed=seed)
+        _limit_stride(_blocks(self.network), self.output_stride)
+        self.halo_px = _halo_px(_blocks(self.network), scale=input_px / WINDOW_PX)
+        """How far a cell's answer depends on its surroundings, on each side: a multiple of the step, in px.
+
+        With this much of the slide around it, a window's answer is the same wherever the tile's edges lie.
+        """
+        mean, std = normalisation_of(network_name)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Turn tiles, (n, 3, height, width) uint8 RGB at 1.0 µm/px, into the network's input.
+
+        Height and width are multiples of the step, 10 px.
+
+        Returns:
+            (n, 3, height · S/40, width · S/40) float32, channels last.
+        """
+        height, width = pixels.shape[-2:]
+        if height % STEP_PX or width % STEP_PX:
+            raise ValueError(f"a tile of {width} × {height} px is not made of steps of {STEP_PX} px")
+        scaled = (pixels.contiguous(memory_format=torch.channels_last).float() / 255 - self.mean) / self.std
+        size = (height // STEP_PX * self.output_stride, width // STEP_PX * self.output_stride)
+        return nn.functional.interpolate(scaled, size, mode="bilinear", align_corners=False, antialias=False)
+
+    def cells(self, prepared: Tensor) -> Tensor:
+        """Logits of every cell, (n, 2, height/10, width/10), of what `prepare` made."""
+        features = prepared
+        for block in _blocks(self.network):
+            features = block(features)
+        head = _head(self.network)
+        # The head sees one cell at a time; with channels last this is a view.
+        logits: Tensor = head(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return logits
+
+    def cell_logits(self, pixels: Tensor) -> Tensor:
+        """Logits of every 10 px cell, (n, 2, height/10, width/10), as `CLASSES`."""
+        return self.cells(self.prepare(pixels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Classify every window of tiles, (n, 3, height, width) uint8 RGB at 1.0 µm/px.
+
+        Returns:
+            Logits (n, 2, height/10 - 3, width/10 - 3) as `CLASSES`; [.., row, column] is the window whose
+            corner is (10 · column, 10 · row) px.
+        """
+        return windows_of_cells(self.cell_logits(pixels))
+
+
+class DenseCascade(nn.Module):
+    """Both stages, for inference, on tiles; the primary alone if there is no secondary."""
+
+    recipe: Literal["dense"] = "dense"
+
+    def __init__(self, primary: DenseClassifier, secondary: DenseClassifier | None) -> None:
+        """Copy the stages for inference; later changes to them are not seen."""
+        super().__init__()
+        self.primary = fold_batch_norms(primary)
+        self.secondary = None if secondary is None else fold_batch_norms(secondary)
+        self.eval()
+
+    @property
+    def halo_px(self) -> int:
+        """Context that makes the calls independent of the tiles' edges, on each side."""
+        return max(stage.halo_px for stage in (self.primary, self.secondary) if stage is not None)
+
+    @torch.inference_mode()
+    def call_tumor(self, pixels: Tensor, *, margin_px: int = 0) -> Tensor:
+        """Call every window of tiles; see `tumor_logits`.
+
+        Args:
+            pixels: (n, 3, height, width) uint8 RGB at 1.0 µm/px, multiples of 10 px.
+            margin_px: context on each side, a multiple of 10 px, whose windows are not wanted.
+
+        Returns:
+            (n, rows, columns) bool, true where both stages say tumor, of the windows that lie wholly
+            within the tile less its margin.
+        """
+        first, second = self.stage_logits(pixels, margin_px=margin_px)
+        tumor = first[:, 1] > first[:, 0]
+        return tumor if second is None else tumor & (second[:, 1] > second[:, 0])
+
+    @torch.inference_mode()
+    def stage_logits(self, pixels: Tensor, *, margin_px: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Window logits of both stages, (n, 2, rows, columns) each, as `call_tumor` uses them.
+
+        The secondary's are None where the primary calls no wanted window tumor, or where there is none. It is
+        asked of all tiles or of none: kernels are chosen, and round, by the shape of what they get.
+        """
+        margin = margin_px // STEP_PX
+        assert margin * STEP_PX == margin_px, "a margin is made of steps"
+        prepared = self.primary.prepare(pixels)
+        first = _inner(windows_of_cells(self.primary.cells(prepared)), margin)
+        if self.secondary is None or not bool((first[:, 1] > first[:, 0]).any()):
+            return first, None
+        # Both stages normalise alike if they are of one network; else the enlarged tile is made anew.
+        if self.secondary.input_px != self.primary.input_px or not torch.equal(
+            self.secondary.mean, self.primary.mean
+        ):
+            prepared = self.secondary.prepare(pixels)
+        return first, _inner(windows_of_cells(self.secondary.cells(prepared)), margin)
+
+
+def windows_of_cells(cells: Tensor) -> Tensor:
+    """Mean of each window's 4 × 4 cells: (n, c, rows, columns) → (n, c, rows - 3, columns - 3)."""
+    return nn.functional.avg_pool2d(cells.float(), WINDOW_CELLS, stride=1)
+
+
+def check_dense(network_name: str, input_px: int) -> None:
+    """See that a network and an input size can be used densely.
+
+    Raises:
+        StudyError: they can't; the message names the remedy.
+    """
+    if network_name not in DENSE_NETWORKS:
+        raise StudyError(
+            f"{network_name} can't be used densely; set network to one of {', '.join(DENSE_NETWORKS)}, "
+            'or recipe = "window"'
+        )
+    if input_px not in DENSE_INPUT_PX:
+        raise StudyError(
+            f"input_px = {input_px} gives the dense recipe no cell for each step; set it to one of "
+            f'{", ".join(map(str, DENSE_INPUT_PX))}, or recipe = "window"'
+        )
+
+
+def _inner(windows: Tensor, margin: int) -> Tensor:
+    return windows[..., margin : windows.shape[-2] - margin, margin : windows.shape[-1] - margin]
+
+
+def _blocks(network: nn.Module) -> tuple[nn.Module, ...]:
+    """What makes the feature map, in order."""
+    if isinstance(features := getattr(network, "features", None), nn.Sequential):  # MobileNet
+        return tuple(features)
+    stem = ("conv1", "bn1", "relu", "maxpool")  # ResNet
+    stages = (network.get_submodule(f"layer{number}") for number in (1, 2, 3, 4))
+    return (
+        *(network.get_submodule(name) for name in stem),
+        *(block for stage in stages for block in stage.children()),
+    )
+
+
+def _head(network: nn.Module) -> nn.Module:
+    return network.get_submodule("classifier" if hasattr(network, "classifier") else "fc")
+
+
+def _sliding(block: nn.Module) -> list[nn.Conv2d | nn.MaxPool2d]:
+    return [module for module in block.modules() if isinstance(module, (nn.Conv2d, nn.MaxPool2d))]
+
+
+def _limit_stride(blocks: Iterable[nn.Module], output_stride: int) -> None:
+    """Take the strides beyond `output_stride` out, and spread the kernels that come after them instead.
+
+    The block that loses its stride keeps the spread of those before it, as its kernel saw the finer map.
+    """
+    stride = dilation = 1
+    for block in blocks:
+        strided = [module for module in _sliding(block) if _first(module.stride) > 1]
+        spread = dilation
+        if strided and stride >= output_stride:
+            for module in strided:
+                module.stride = (1, 1)
+            dilation *= 2
+        elif strided:
+            stride *= 2
+        for module in _sliding(block):
+            kernel = _first(module.kernel_size)
+            if spread > 1 and kernel > 1:
+                assert isinstance(module, nn.Conv2d) and kernel % 2
+                module.dilation = (spread, spread)
+                module.padding = (spread * (kernel // 2),) * 2
+    assert stride == output_stride, f"strides multiply to {stride}, not {output_stride}"
+
+
+def _halo_px(blocks: Iterable[nn.Module], *, scale: float) -> int:
+    """Theoretical reach of a feature cell beyond itself, rounded up to steps of 10 px.
+
+    Of a block's parallel ways the one with the larger kernels reaches farther; its shortcut has a kernel
+    of 1. Enlarging the tile adds one px.
+    """
+    reach = 0
+    stride = 1
+    for block in blocks:
+        down = 1
+        for module in _sliding(block):
+            reach += _first(module.dilation) * (_first(module.kernel_size) // 2) * stride * down
+            down = max(down, _first(module.stride))
+        stride *= down
+    return -(-int(reach / scale + 1) // STEP_PX) * STEP_PX
+
+
+def _first(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[0]
