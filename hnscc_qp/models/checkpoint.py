@@ -80,7 +80,7 @@ def save_model(
         figures: JSON values by side, validation and test.
         device: it was trained on.
         seconds: that training took.
-        temperature: see `training.temperature`.
+        temperature: see `training.probabilities`.
         temperature_reason: where it comes from.
         stain: how the slides were normalised, if they were.
     """

@@ -35,7 +35,7 @@ class DenseClassifier(nn.Module):
 
     recipe: Literal["dense"] = "dense"
     temperature: float
-    """See `training.temperature`: of a trained model, as its card says."""
+    """See `training.probabilities`: of a trained model, as its card says."""
     mean: Tensor
     std: Tensor
 

@@ -147,7 +147,7 @@ class WindowClassifier(nn.Module):
 
     recipe: Literal["window"] = "window"
     temperature: float
-    """See `training.temperature`: of a trained model, as its card says."""
+    """See `training.probabilities`: of a trained model, as its card says."""
     mean: Tensor
     std: Tensor
 

@@ -23,9 +23,11 @@ from hnscc_qp.patches.split import Side
 from hnscc_qp.steps import mine, patches
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
-from hnscc_qp.training.evaluate import evaluate, predict
+from hnscc_qp.training.evaluate import predict
 from hnscc_qp.training.fit import FitResult, fit
 from hnscc_qp.training.mine import pair_with_tumor, why_no_secondary
+from hnscc_qp.training.report import FOLDER as FIGURES
+from hnscc_qp.training.report import Predictions, make_report, write_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +165,13 @@ def _train(
         progress=context.progress,
     )
     held_out = _test_patches(context) if stage == PRIMARY else _Samples.none()
-    figures = {}
+    predictions = {}
     for side, some in ((Side.VALIDATION, samples), (Side.TEST, held_out)):
         idx = some.on(side)
-        if len(idx):
-            probabilities = predict(classifier, some.pixels[idx], device=device)
-            figures[str(side)] = evaluate(probabilities, some.labels[idx], some.patients[idx]).as_json()
+        probabilities = predict(classifier, some.pixels[idx], device=device)
+        predictions[str(side)] = Predictions(probabilities, some.labels[idx], some.patients[idx])
+    report = make_report(predictions)
+    figures = report.figures()
     if stage == SECONDARY and not figures[str(Side.VALIDATION)]["true_tumor"]:
         reason = (
             "the secondary takes no tumor patch of validation for tumor: the cascade is the primary alone"
@@ -188,10 +191,20 @@ def _train(
             for some in [held_out if side is Side.TEST else samples]
         },
         figures=figures,
+        temperature=report.temperature.value,
+        temperature_reason=report.temperature.reason,
         device=str(device),
         seconds=result.seconds,
     )
     write_json(folder / "history.json", result.as_json())
+    write_report(
+        folder / FIGURES,
+        report,
+        title=f"{stage} model, {training.network}",
+        history=result.as_json()["history"],
+        best_epoch=result.best_epoch,
+        progress=context.progress,
+    )
     manifest = make_manifest(
         step=stage,
         settings=settings,

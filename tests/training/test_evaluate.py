@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from hnscc_qp.errors import TrainingError
 from hnscc_qp.models.networks import WindowClassifier
 from hnscc_qp.training import evaluate as module
-from hnscc_qp.training.evaluate import evaluate, predict, predict_logits
+from hnscc_qp.training.evaluate import evaluate, predict, predict_logits, wilson_interval
 
 CPU = torch.device("cpu")
 
@@ -48,6 +49,68 @@ def test_interval_is_that_of_patients_drawn_with_replacement(judged: tuple[np.nd
             aucs.append(roc_auc_score(labels[drawn], probabilities[drawn]))
     assert interval == pytest.approx(np.percentile(aucs, [2.5, 97.5]), abs=0.03)
     assert evaluate(probabilities, labels, patients).auc_interval == interval
+
+
+def test_intervals_of_shares_are_those_of_patients_drawn_with_replacement(
+    judged: tuple[np.ndarray, ...],
+) -> None:
+    probabilities, labels, patients = judged
+    figures = evaluate(probabilities, labels, patients)
+    right = (probabilities > 0.5) == labels
+    rng = np.random.default_rng(78)
+    shares: dict[str, list[float]] = {"accuracy": [], "sensitivity": [], "specificity": []}
+    for _ in range(1500):
+        drawn = np.concatenate([np.flatnonzero(patients == one) for one in rng.choice(list("abcde"), 5)])
+        for name, among in (
+            ("accuracy", drawn),
+            ("sensitivity", drawn[labels[drawn] == 1]),
+            ("specificity", drawn[labels[drawn] == 0]),
+        ):
+            if len(among):
+                shares[name].append(right[among].mean())
+    for name, found in shares.items():
+        interval = getattr(figures, f"{name}_interval")
+        assert interval == pytest.approx(np.percentile(found, [2.5, 97.5]), abs=0.02), name
+
+
+def test_wilson_interval_is_what_wilson_wrote(judged: tuple[np.ndarray, ...]) -> None:
+    def by_hand(count: int, of: int) -> tuple[float, float]:
+        z, share = 1.959963984540054, count / of
+        middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+        half = z / (1 + z**2 / of) * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+        return middle - half, middle + half
+
+    figures = evaluate(*judged)
+    tumor = figures.true_tumor + figures.false_nontumor
+    assert figures.sensitivity_wilson == pytest.approx(by_hand(figures.true_tumor, tumor))
+    nontumor = figures.true_nontumor + figures.false_tumor
+    assert figures.specificity_wilson == pytest.approx(by_hand(figures.true_nontumor, nontumor))
+    assert figures.accuracy_wilson == pytest.approx(
+        by_hand(figures.true_tumor + figures.true_nontumor, figures.n)
+    )
+    # The paper's test set, §3: 21 of 21 positive slides found.
+    assert wilson_interval(21, 21) == pytest.approx(by_hand(21, 21))
+    assert wilson_interval(0, 0) is None
+
+
+def test_brier_score_is_scikit_learns(judged: tuple[np.ndarray, ...]) -> None:
+    probabilities, labels, _ = judged
+    assert evaluate(probabilities, labels).brier == pytest.approx(brier_score_loss(labels, probabilities))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.1, 1.5])
+def test_what_is_no_probability_is_refused(wrong: float) -> None:
+    with pytest.raises(TrainingError, match="1 of 3 probabilities are not numbers from 0 to 1"):
+        evaluate(np.array([0.1, wrong, 0.9]), [0, 1, 1])
+
+
+def test_patients_of_one_class_each_leave_the_other_share_without_an_interval() -> None:
+    figures = evaluate(np.array([0.2, 0.3, 0.9]), [0, 0, 1], ["a", "b", "c"])
+    assert figures.specificity_interval == (1, 1)
+    assert figures.sensitivity_interval is None  # one patient has tumor
+    assert figures.accuracy_interval == (1, 1)
+    alone = evaluate(np.array([0.2, 0.9]), [0, 1], ["a", "a"])
+    assert alone.accuracy_interval is None and alone.accuracy_wilson is not None
 
 
 def test_pairs_in_order_add_up_to_the_auc(judged: tuple[np.ndarray, ...]) -> None:
@@ -90,8 +153,17 @@ def test_prediction_is_the_softmax_of_the_network(patches: tuple[np.ndarray, np.
     found = predict(classifier, pixels, device=CPU, batch_size=4)
     with torch.inference_mode():
         logits = classifier.eval()(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
-    assert found.dtype == np.float32
+    assert found.dtype == np.float64
     np.testing.assert_allclose(found, logits.softmax(1)[:, 1].numpy(), atol=1e-5)
+
+
+def test_prediction_is_at_the_temperature_of_the_model(patches: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels = patches[0][:10]
+    classifier = WindowClassifier("mobilenet_v2", input_px=32)
+    logits = predict_logits(classifier, pixels, device=CPU).astype(np.float64)
+    classifier.temperature = 4.0
+    wanted = np.exp(logits / 4) / np.exp(logits / 4).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(predict(classifier, pixels, device=CPU), wanted[:, 1], rtol=1e-6)
 
 
 def test_prediction_of_a_window_does_not_hang_on_its_neighbours(
