@@ -29,11 +29,15 @@ class Classes(_Settings):
 
     tumor: Annotated[Names, Field(min_length=1, strict=False)] = ("Tumor",)
     nontumor: Annotated[Names, Field(strict=False)] = ()
+    """Necrosis, tumour-associated stroma: carved out of the tumor around it."""
     ignored: Annotated[Names, Field(strict=False)] = ()
+    """Artefacts and doubtful places: no window of it is shown to the network."""
+    region: Annotated[Names, Field(strict=False)] = ()
+    """The annotated part of a positive slide: outside it, what nobody drew is not taken for nontumor."""
 
     @model_validator(mode="after")
     def _one_meaning_each(self) -> Classes:
-        names = [*self.tumor, *self.nontumor, *self.ignored]
+        names = [*self.tumor, *self.nontumor, *self.ignored, *self.region]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"named under more than one meaning: {', '.join(twice)}")
@@ -68,7 +72,25 @@ class Patches(_Settings):
     per_class: Annotated[int, Field(gt=0)] = 16_000
     """At most so many tumor windows and as many nontumor windows, over training and validation."""
     min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Smallest share of a nontumor window that is tissue; tumor windows are taken as annotated."""
+    """Smallest share of a nontumor window that is tissue; with less it is background and ignored."""
+    min_tumor_tissue: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The same of a tumor window; 0: tumor is taken as annotated."""
+    min_tumor_um2: Annotated[float, Field(ge=0, le=1600)] = 0.0
+    """Smallest tumour overlap in µm²; 0: any. A window with less is ignored, not nontumor."""
+    nested: Literal["smaller", "tumor"] = "smaller"
+    """Which of two overlapping annotations lies on top: the smaller one, or tumor whatever its size."""
+    max_ignored: Share = 0.0
+    """Largest share of a window that may lie in an ignored annotation; 0: none of it."""
+    tumor_over_ignored: bool = True
+    """Whether a window that an ignored annotation cuts is tumor if it holds tumor; else it is ignored."""
+    open_shapes: Literal["skip", "close", "error"] = "skip"
+    """Annotations without an area (points, lines, open outlines): named and skipped, where they mean tumor
+    with the windows there ignored; or open outlines closed; or refused by name."""
+    outside_image: Literal["clip", "error"] = "clip"
+    """Annotations that reach beyond the image: what lies outside decides nothing; or they are refused."""
+    nontumor_on_positive: Literal["everywhere", "region", "annotated"] = "everywhere"
+    """Where a positive slide gives nontumor windows besides its nontumor annotations: everywhere (on slides
+    with a region annotation within that), within a region annotation only, or nowhere."""
     seed: int = 1
 
 

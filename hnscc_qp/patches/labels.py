@@ -1,34 +1,34 @@
-"""Annotations → the label of every window, with the reason.
+"""Annotations → the label of every window, with the rule that decided.
 
 A window is tumor if it holds any cancer; necrosis and tumour-associated stroma are nontumor, and
-so are negative slides and the non-cancerous part of positive ones (Tang et al. 2022, §2.2).
+so are negative slides and the non-cancerous part of positive ones (Tang et al. 2022, §2.2). Where a
+study sees it otherwise it says so under `[patches]`; docs/labels.md tells the rules in a pathologist's words.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
-from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp import study
 from hnscc_qp.errors import CohortError
 from hnscc_qp.geometry import Grid
-from hnscc_qp.patches.territories import Windows, find_overlaps, polygons_only
-from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, walk
+from hnscc_qp.patches.outlines import (
+    Label,
+    Outlines,
+    annotated_meanings,
+    is_region,
+    meaning_of,
+    sort_annotations,
+)
+from hnscc_qp.patches.territories import Flags, Floats, Indices, Windows, find_overlaps
+from hnscc_qp.qupath.objects import PathObject
 
-
-class Label(IntEnum):
-    """What a window is, or what an annotation makes of the windows under it."""
-
-    NONTUMOR = 0
-    TUMOR = 1
-    IGNORED = 2
-
+__all__ = ["Label", "WindowLabels", "annotated_meanings", "is_region", "label_windows", "meaning_of"]
 
 UNDER_ANNOTATION = "annotation"
 NEGATIVE_SLIDE = "negative slide"
@@ -36,6 +36,70 @@ OUTSIDE_ANNOTATIONS = "outside annotations"
 IGNORED_ANNOTATION = "ignored annotation"
 BACKGROUND = "background"
 TUMOR_NOT_DRAWN = "tumor not drawn"
+TUMOR_NOT_OUTLINED = "tumor not outlined"
+LITTLE_TUMOR = "too little tumor"
+OUTSIDE_REGION = "outside annotated region"
+
+REASONS = (
+    UNDER_ANNOTATION,
+    NEGATIVE_SLIDE,
+    OUTSIDE_ANNOTATIONS,
+    IGNORED_ANNOTATION,
+    BACKGROUND,
+    TUMOR_NOT_DRAWN,
+    TUMOR_NOT_OUTLINED,
+    LITTLE_TUMOR,
+    OUTSIDE_REGION,
+)
+"""Every rule by its word; a window's `reason` is one of them."""
+_CODE = {reason: code for code, reason in enumerate(REASONS)}
+_WHOLE = 1 - 1e-6
+"""A share that rounding has left of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons(Sequence[str]):
+    """The rule that decided each window, as a number that stands for a word of `REASONS`."""
+
+    codes: npt.NDArray[np.uint8]
+    """(windows,)"""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Reasons: ...
+    def __getitem__(self, index: int | slice) -> str | Reasons:
+        return Reasons(self.codes[index]) if isinstance(index, slice) else REASONS[self.codes[index]]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(REASONS.__getitem__, self.codes.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Deciders(Sequence[tuple[str, ...]]):
+    """The annotations that decided each window; mostly none, so they are kept one list after another."""
+
+    starts: npt.NDArray[np.int64]
+    """(windows + 1,) where each window's list begins in `numbers`."""
+    numbers: npt.NDArray[np.int32]
+    """Numbers of annotations, in `ids`."""
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, ...] | Sequence[tuple[str, ...]]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return tuple(self.ids[n] for n in self.numbers[self.starts[index] : self.starts[index + 1]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +112,25 @@ class WindowLabels:
     """Top edge in grid px: (windows,)."""
     label: npt.NDArray[np.uint8]
     """`Label`: (windows,)."""
-    reason: Sequence[str]
+    reason: Reasons
     """Why, in one of the words above."""
-    annotation_ids: Sequence[tuple[str, ...]]
+    annotation_ids: Deciders
     """The annotations that decided; empty where none did."""
     unmapped: Mapping[str, int]
     """Class → how many annotations of it there are that the study gives no meaning."""
     skipped: tuple[str, ...]
-    """Annotations with a meaning but no area, each in one line."""
+    """Annotations with a meaning that outline nothing, each in one line."""
+    repaired: tuple[str, ...] = ()
+    """Annotations whose outline had to be repaired, each in one line."""
 
     def count(self, label: Label) -> int:
         """How many windows have the label."""
         return int((self.label == label).sum())
 
-
-def meaning_of(path_class: PathClass | None, classes: study.Classes) -> Label | None:
-    """What the study makes of a class; None if it gives no meaning.
-
-    The full name decides (`Tumor: Positive`); failing that the longest part of it from the front
-    (`Tumor`), so that a derived class is what its base is unless the study says otherwise.
-    """
-    if path_class is None:
-        return None
-    meanings = dict.fromkeys(classes.nontumor, Label.NONTUMOR)
-    meanings |= dict.fromkeys(classes.tumor, Label.TUMOR)
-    meanings |= dict.fromkeys(classes.ignored, Label.IGNORED)
-    for length in range(len(path_class.names), 0, -1):
-        name = ": ".join(path_class.names[:length])
-        if name in meanings:
-            return meanings[name]
-    return None
-
-
-def annotated_meanings(
-    objects: Sequence[PathObject], classes: study.Classes
-) -> Iterator[tuple[PathObject, Label | None]]:
-    """Every annotation, at any depth, with what the study makes of its class."""
-    for _, item in walk(objects):
-        if item.type is ObjectType.ANNOTATION:
-            yield item, meaning_of(item.path_class, classes)
+    def count_reasons(self, label: Label) -> dict[str, int]:
+        """How many windows each rule gave the label."""
+        counts = np.bincount(self.reason.codes[self.label == label], minlength=len(REASONS))
+        return {reason: int(count) for reason, count in zip(REASONS, counts, strict=True) if count}
 
 
 def label_windows(
@@ -104,13 +148,19 @@ def label_windows(
 
     Smaller annotations lie on larger ones: necrosis drawn inside a tumor is carved out of it, and
     a nest of tumor drawn inside that necrosis is tumor again; of two equally large ones the later
-    lies on top. In the order of the rules, a window is
+    lies on top (`settings.nested`). In the order of the rules, a window is
 
     1. ignored (`tumor not drawn`), if the slide is positive and no tumor is outlined;
-    2. tumor, if it overlaps what is left of any tumor annotation;
-    3. ignored (`ignored annotation`), if it overlaps what is left of an ignored one;
-    4. ignored (`background`), if less than `settings.min_tissue` of it is tissue;
-    5. nontumor.
+    2. tumor, if it overlaps what is left of the tumor annotations by `settings.min_tumor_um2`, and
+       ignored (`too little tumor`) if by less;
+    3. ignored (`tumor not outlined`), where a point, a line or an open outline says tumor;
+    4. ignored (`ignored annotation`), if more than `settings.max_ignored` of it lies in what is left of
+       an ignored one; this comes before 2 if `settings.tumor_over_ignored` is false;
+    5. ignored (`background`), if less than `settings.min_tissue` of it is tissue; a tumor window, if
+       less than `settings.min_tumor_tissue`;
+    6. ignored (`outside annotated region`), if the slide is positive, it lies on no nontumor
+       annotation, and `settings.nontumor_on_positive` does not reach there;
+    7. nontumor.
 
     Args:
         objects: the image's top-level objects.
@@ -120,14 +170,17 @@ def label_windows(
         tissue: (grid.rows, grid.columns) bool.
         classes: what QuPath's classes mean.
         positive: status of the slide.
-        settings: stride and smallest share of tissue.
+        settings: the rules.
 
     Raises:
         CohortError: the slide is negative and has a tumor annotation.
+        AnnotationError: an annotation is of a kind that the settings call an error.
     """
     assert tissue.shape == (grid.rows, grid.columns)
-    annotations = _outline(objects, classes)
-    if not positive and annotations.any_tumor:
+    outlines = sort_annotations(
+        objects, name=name, size=size, pixel_size=grid.pixel_size, classes=classes, settings=settings
+    )
+    if not positive and outlines.any_tumor:
         raise CohortError(
             f"{name} is negative but has a tumor annotation; correct its status or delete the annotation"
         )
@@ -136,89 +189,106 @@ def label_windows(
     block_width, block_height = grid.block_qupath
     columns = _starts(size[0] / block_width, grid.window_columns, stride, grid.window_blocks)
     rows = _starts(size[1] / block_height, grid.window_rows, stride, grid.window_blocks)
-    row, column = (index.ravel() for index in np.meshgrid(rows, columns, indexing="ij"))
-
-    label = np.full(len(row), Label.NONTUMOR, np.uint8)
-    reason = np.full(len(row), OUTSIDE_ANNOTATIONS if positive else NEGATIVE_SLIDE, object)
-    deciders: list[tuple[str, ...]] = [()] * len(row)
-    meanings = np.array([int(meaning) for meaning in annotations.meanings], np.uint8)
-    if positive and Label.TUMOR not in annotations.meanings:
-        label[:], reason[:] = Label.IGNORED, TUMOR_NOT_DRAWN
+    windows = Windows(
+        columns.astype(np.float64) * block_width,
+        rows.astype(np.float64) * block_height,
+        (grid.window_blocks * block_width, grid.window_blocks * block_height),
+    )
+    if positive and not (outlines.meanings == Label.TUMOR).any():
+        number = len(rows) * len(columns)
+        label = np.full(number, Label.IGNORED, np.uint8)
+        reason = np.full(number, _CODE[TUMOR_NOT_DRAWN], np.uint8)
+        deciders = Deciders(np.zeros(number + 1, np.int64), np.empty(0, np.int32), ())
     else:
-        windows, owners = find_overlaps(
-            annotations.shapes,
-            Windows(
-                columns.astype(np.float64) * block_width,
-                rows.astype(np.float64) * block_height,
-                (grid.window_blocks * block_width, grid.window_blocks * block_height),
-            ),
+        share = _tissue_share(tissue, rows, columns, grid.window_blocks)
+        label, reason, deciders = _apply_rules(
+            outlines, windows, tissue=share, grid=grid, positive=positive, settings=settings
         )
-
-        def overlaps(meaning: Label) -> npt.NDArray[np.bool_]:
-            hit = np.zeros(len(row), np.bool_)
-            hit[windows[meanings[owners] == meaning]] = True
-            return hit
-
-        tumor, ignored, nontumor = (overlaps(m) for m in (Label.TUMOR, Label.IGNORED, Label.NONTUMOR))
-        scarce = _tissue_share(tissue, row, column, grid.window_blocks) < settings.min_tissue
-        reason[nontumor] = UNDER_ANNOTATION
-        # The strongest rule is written last.
-        label[scarce], reason[scarce] = Label.IGNORED, BACKGROUND
-        label[ignored], reason[ignored] = Label.IGNORED, IGNORED_ANNOTATION
-        label[tumor], reason[tumor] = Label.TUMOR, UNDER_ANNOTATION
-        by_annotation = (reason == UNDER_ANNOTATION) | (reason == IGNORED_ANNOTATION)
-        decisive = by_annotation[windows] & (meanings[owners] == label[windows])
-        for window, owner in zip(windows[decisive], owners[decisive], strict=True):
-            deciders[window] += (annotations.ids[owner],)
     return WindowLabels(
-        x_px=(column * grid.step_px).astype(np.int32),
-        y_px=(row * grid.step_px).astype(np.int32),
+        x_px=np.tile((columns * grid.step_px).astype(np.int32), len(rows)),
+        y_px=np.repeat((rows * grid.step_px).astype(np.int32), len(columns)),
         label=label,
-        reason=reason.tolist(),
+        reason=Reasons(reason),
         annotation_ids=deciders,
-        unmapped=annotations.unmapped,
-        skipped=annotations.skipped,
+        unmapped=outlines.unmapped,
+        skipped=outlines.skipped,
+        repaired=outlines.repaired,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Outlines:
-    """Annotations with a meaning and an area, in the order of the hierarchy."""
+def _apply_rules(
+    outlines: Outlines,
+    windows: Windows,
+    *,
+    tissue: npt.NDArray[np.float32],
+    grid: Grid,
+    positive: bool,
+    settings: study.Patches,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Deciders]:
+    """Labels, codes of the reasons, and deciders of all windows, row by row."""
+    number = len(tissue)
+    first = outlines.meanings == Label.TUMOR if settings.nested == "tumor" else None
+    window, owner, area = find_overlaps(outlines.shapes, windows, first=first)
+    meaning = outlines.meanings[owner]
+    window_area = windows.size[0] * windows.size[1]
 
-    shapes: npt.NDArray[np.object_]
-    meanings: Sequence[Label]
-    ids: Sequence[str]
-    any_tumor: bool
-    """Also counts tumor annotations without an area."""
-    unmapped: Mapping[str, int]
-    skipped: tuple[str, ...]
+    def covered(which: Flags) -> Floats:
+        """Area of each window under some of the annotations, in QuPath px²."""
+        return np.bincount(window[which], area[which], minlength=number).astype(np.float64)
+
+    tumor_area = covered(meaning == Label.TUMOR)
+    little = (tumor_area > 0) & (grid.pixel_size.area_um2(1.0) * tumor_area < settings.min_tumor_um2)
+    tumor = (tumor_area > 0) & ~little
+    ignored = covered(meaning == Label.IGNORED) > settings.max_ignored * window_area
+    nontumor = covered(meaning == Label.NONTUMOR) > 0
+    marked, marker, _ = find_overlaps(outlines.marks, windows)
+
+    label = np.full(number, Label.NONTUMOR, np.uint8)
+    reason = np.full(number, _CODE[OUTSIDE_ANNOTATIONS if positive else NEGATIVE_SLIDE], np.uint8)
+
+    def say(which: Flags | Indices, what: Label, why: str) -> None:
+        label[which], reason[which] = what, _CODE[why]
+
+    # The strongest rule is written last.
+    if positive:
+        say(~_in_region(outlines, windows, settings, number), Label.IGNORED, OUTSIDE_REGION)
+    say(nontumor, Label.NONTUMOR, UNDER_ANNOTATION)
+    say(tissue < settings.min_tissue, Label.IGNORED, BACKGROUND)
+    if settings.tumor_over_ignored:
+        say(ignored, Label.IGNORED, IGNORED_ANNOTATION)
+    say(marked, Label.IGNORED, TUMOR_NOT_OUTLINED)
+    say(little, Label.IGNORED, LITTLE_TUMOR)
+    say(tumor, Label.TUMOR, UNDER_ANNOTATION)
+    say(tumor & (tissue < settings.min_tumor_tissue), Label.IGNORED, BACKGROUND)
+    if not settings.tumor_over_ignored:
+        say(ignored, Label.IGNORED, IGNORED_ANNOTATION)
+
+    why, what = reason[window], label[window]
+    decisive = (
+        ((why == _CODE[UNDER_ANNOTATION]) & (meaning == what))
+        | ((why == _CODE[IGNORED_ANNOTATION]) & (meaning == Label.IGNORED))
+        | ((why == _CODE[LITTLE_TUMOR]) & (meaning == Label.TUMOR))
+    )
+    by_mark = reason[marked] == _CODE[TUMOR_NOT_OUTLINED]
+    decided = np.concatenate([window[decisive], marked[by_mark]])
+    numbers = np.concatenate([owner[decisive], marker[by_mark] + len(outlines.ids)])
+    order = np.argsort(decided, kind="stable")
+    starts = np.zeros(number + 1, np.int64)
+    np.cumsum(np.bincount(decided, minlength=number), out=starts[1:])
+    ids = outlines.ids + outlines.mark_ids
+    return label, reason, Deciders(starts, numbers[order].astype(np.int32), ids)
 
 
-def _outline(objects: Sequence[PathObject], classes: study.Classes) -> _Outlines:
-    shapes: list[BaseGeometry] = []
-    meanings: list[Label] = []
-    ids: list[str] = []
-    skipped: list[str] = []
-    unmapped: Counter[str] = Counter()
-    any_tumor = False
-    for number, (item, meaning) in enumerate(annotated_meanings(objects, classes), start=1):
-        if meaning is None:
-            unmapped[str(item.path_class) if item.path_class else "unclassified"] += 1
-            continue
-        any_tumor = any_tumor or meaning is Label.TUMOR
-        # QuPath 0.3 gives no ids.
-        known_as = str(item.id) if item.id else f"annotation {number}"
-        shape = polygons_only(item.roi)
-        if shape.area > 0:
-            shapes.append(shape)
-            meanings.append(meaning)
-            ids.append(known_as)
-        else:
-            what = f"{item.name or known_as} ({item.path_class}, {item.roi_kind})"
-            skipped.append(f"{what} has no area; outline it instead")
-    array = np.empty(len(shapes), object)
-    array[:] = shapes
-    return _Outlines(array, meanings, ids, any_tumor, dict(unmapped), tuple(skipped))
+def _in_region(outlines: Outlines, windows: Windows, settings: study.Patches, number: int) -> Flags:
+    """Where a positive slide may be nontumor though nobody drew it so: (windows,)."""
+    if settings.nontumor_on_positive == "annotated":
+        return np.zeros(number, np.bool_)
+    if settings.nontumor_on_positive == "everywhere" and not len(outlines.regions):
+        return np.ones(number, np.bool_)
+    window, _, area = find_overlaps(outlines.regions, windows)
+    inside = np.bincount(window, area, minlength=number)
+    whole: Flags = inside >= _WHOLE * windows.size[0] * windows.size[1]
+    return whole
 
 
 def _starts(blocks: float, windows: int, stride: int, window_blocks: int) -> npt.NDArray[np.int64]:
@@ -229,11 +299,11 @@ def _starts(blocks: float, windows: int, stride: int, window_blocks: int) -> npt
 
 
 def _tissue_share(
-    tissue: npt.NDArray[np.bool_], row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], blocks: int
-) -> npt.NDArray[np.float64]:
-    """Share of each window's blocks that are tissue: (windows,) in 0..1."""
-    sums = np.pad(tissue, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
-    bottom, right = row + blocks, column + blocks
-    inside = sums[bottom, right] - sums[row, right] - sums[bottom, column] + sums[row, column]
-    share: npt.NDArray[np.float64] = inside / blocks**2
+    tissue: npt.NDArray[np.bool_], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], blocks: int
+) -> npt.NDArray[np.float32]:
+    """Share of each window's blocks that are tissue: (rows · columns,) in 0..1."""
+    sums = np.pad(tissue, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    top, bottom = sums[rows], sums[rows + blocks]
+    inside = bottom[:, columns + blocks] - top[:, columns + blocks] - bottom[:, columns] + top[:, columns]
+    share: npt.NDArray[np.float32] = inside.ravel().astype(np.float32) / np.float32(blocks**2)
     return share

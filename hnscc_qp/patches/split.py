@@ -84,7 +84,7 @@ def case_of(
             f"{image.name} has no '{cohort.patient}' in its metadata (keys there: {there}); "
             "taken as a patient of its own"
         )
-    tumor_drawn = any(polygons_only(item.roi).area > 0 for item in tumors)
+    tumor_drawn = any(item.roi.area > 0 or polygons_only(item.roi).area > 0 for item in tumors)
     if positive and not tumor_drawn:
         notes.append(
             f"{image.name} is positive but no tumor is outlined; it counts for the slide status only, "

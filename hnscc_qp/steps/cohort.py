@@ -127,6 +127,7 @@ def _check_classes(context: Context, read: Iterable[tuple[PathObject, ...]], *, 
         ("tumor", classes.tumor),
         ("nontumor", classes.nontumor),
         ("ignored", classes.ignored),
+        ("region", classes.region),
     ):
         missing = [name for name in wanted if name not in there]
         # An image that can't be read may hold the class.

@@ -187,7 +187,7 @@ def _remarks(labelled: dict[str, _Labelled]) -> list[str]:
     remarks = []
     for one in labelled.values():
         unmapped.update(one.windows.unmapped)
-        remarks += [f"{one.image.entry.name}: {line}" for line in one.windows.skipped]
+        remarks += [f"{one.image.entry.name}: {line}" for line in one.windows.skipped + one.windows.repaired]
     if unmapped:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(unmapped.items()))
         remarks.append(f"annotations whose class the study gives no meaning decide nothing: {listed}")

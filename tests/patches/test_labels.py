@@ -13,15 +13,17 @@ from PIL import Image
 from shapely.geometry import LineString, MultiPolygon, Point, Polygon, box
 
 from hnscc_qp import study
-from hnscc_qp.errors import CohortError
+from hnscc_qp.errors import AnnotationError, CohortError
 from hnscc_qp.geometry import Grid, Mpp, PixelSize
 from hnscc_qp.patches.labels import Label, label_windows, meaning_of
 from hnscc_qp.patches.territories import Windows, find_overlaps, polygons_only
-from hnscc_qp.qupath.objects import ObjectType, PathClass
+from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
 from hnscc_qp.qupath.project import open_project
 from hnscc_qp.slides.reader import open_slide
 
-CLASSES = study.Classes(tumor=("Tumor",), nontumor=("Necrosis", "Tumor: Necrotic"), ignored=("Artefact",))
+CLASSES = study.Classes(
+    tumor=("Tumor",), nontumor=("Necrosis", "Tumor: Necrotic"), ignored=("Artefact",), region=("Annotated",)
+)
 PIXEL = PixelSize(Mpp(0.5), Mpp(0.25))
 SIZE = (800, 1200)  # 400 × 300 µm
 
@@ -68,7 +70,7 @@ def overlaps_slowly(shapes, windows: Windows) -> set[tuple[int, int]]:
 def overlaps(shapes, windows: Windows) -> set[tuple[int, int]]:
     array = np.empty(len(shapes), object)
     array[:] = shapes
-    return set(zip(*(part.tolist() for part in find_overlaps(array, windows)), strict=True))
+    return set(zip(*(part.tolist() for part in find_overlaps(array, windows)[:2]), strict=True))
 
 
 def blob(rng, x, y, radius, vertices):
@@ -182,6 +184,181 @@ def test_a_positive_slide_without_an_outlined_tumor_gives_no_windows(annotate):
     assert len(labels.skipped) == 1 and "has no area" in labels.skipped[0]
 
 
+def test_a_window_with_less_tumor_than_wanted_is_ignored_not_nontumor(annotate):
+    # 10 × 10 µm and 9 × 10 µm: in QuPath px 20 × 40 and 18 × 40.
+    objects = [annotate(box(10, 10, 30, 50), "Tumor"), annotate(box(410, 410, 428, 450), "Tumor")]
+    labels = label(objects, min_tumor_um2=100.0)
+    assert at(labels, 0, 0) == (Label.TUMOR, "annotation", ids(1))
+    assert at(labels, 200, 80) == (Label.IGNORED, "too little tumor", ids(2))
+    assert at(label(objects), 200, 80)[0] is Label.TUMOR
+
+
+def test_small_parts_of_tumor_in_one_window_are_added_up(annotate):
+    objects = [annotate(box(x, 10, x + 10, 50), "Tumor") for x in (10, 40)]
+    assert at(label(objects, min_tumor_um2=100.0), 0, 0) == (Label.TUMOR, "annotation", ids(1, 2))
+
+
+def test_tumor_may_be_said_to_lie_on_top_of_all_else(annotate):
+    tumor, necrosis = annotate(box(0, 0, 800, 1200), "Tumor"), annotate(box(160, 320, 480, 960), "Necrosis")
+    assert at(label([tumor, necrosis]), 80, 80)[0] is Label.NONTUMOR
+    labels = label([tumor, necrosis], nested="tumor")
+    assert set(labels.label) == {Label.TUMOR} and at(labels, 80, 80)[2] == ids(1)
+
+
+@pytest.mark.parametrize(("share", "ignored"), [(0.0, 2), (0.2, 2), (0.25, 1), (0.9, 1)])
+def test_a_window_is_ignored_if_more_than_the_share_of_it_lies_in_an_ignored_region(annotate, share, ignored):
+    # One window whole, a quarter of its neighbour.
+    tumor = annotate(box(700, 1000, 720, 1020), "Tumor")
+    labels = label([annotate(box(0, 0, 100, 160), "Artefact"), tumor], max_ignored=share)
+    assert list(labels.reason).count("ignored annotation") == ignored
+    assert at(labels, 0, 0)[0] is Label.IGNORED
+
+
+def test_ignored_regions_may_take_tumor_windows_out_too(annotate):
+    objects = [annotate(box(0, 0, 100, 100), "Artefact"), annotate(box(70, 10, 75, 20), "Tumor")]
+    assert at(label(objects), 0, 0)[0] is Label.TUMOR
+    labels = label(objects, tumor_over_ignored=False)
+    assert at(labels, 0, 0) == (Label.IGNORED, "ignored annotation", ids(1))
+
+
+def test_tumor_off_the_tissue_is_tumor_unless_the_study_wants_tissue(annotate):
+    tissue = np.ones((30, 40), bool)
+    tissue[:2, :4] = False
+    objects = [annotate(box(0, 0, 160, 320), "Tumor")]
+    assert at(label(objects, tissue=tissue), 0, 0)[0] is Label.TUMOR
+    assert at(label(objects, tissue=tissue, min_tumor_tissue=0.5), 0, 0)[0] is Label.TUMOR
+    assert at(label(objects, tissue=tissue, min_tumor_tissue=0.6), 0, 0)[:2] == (Label.IGNORED, "background")
+
+
+@pytest.mark.parametrize(
+    ("roi", "windows"),
+    [
+        (Point(100, 200), {(40, 40)}),
+        (LineString([(100, 200), (170, 200)]), {(40, 40), (80, 40)}),
+        # Three sides of a square: what they would enclose is not nontumor.
+        (
+            LineString([(100, 200), (300, 200), (300, 500), (100, 500)]),
+            {(x, y) for x in (40, 80, 120) for y in (40, 80, 120)},
+        ),
+    ],
+)
+def test_tumor_that_is_pointed_at_but_not_outlined_is_skipped_by_name_and_never_nontumor(
+    annotate, roi, windows
+):
+    objects = [
+        annotate(box(700, 1000, 720, 1020), "Tumor"),
+        annotate(roi, "Tumor"),
+        annotate(roi, "Necrosis"),
+    ]
+    labels = label(objects)
+    there = np.asarray(list(labels.reason)) == "tumor not outlined"
+    assert set(zip(labels.x_px[there].tolist(), labels.y_px[there].tolist(), strict=True)) == windows
+    assert at(labels, 40, 40) == (Label.IGNORED, "tumor not outlined", ids(2))
+    assert [("has no area" in line, "ignored" in line) for line in labels.skipped] == [(1, 1), (1, 0)]
+    with pytest.raises(AnnotationError, match=r"a\.tif: .*\(Tumor, PolygonROI\) has no area; outline it"):
+        label(objects, open_shapes="error")
+
+
+def test_open_outlines_are_closed_if_the_study_says_so(annotate):
+    roi = LineString([(90, 200), (300, 200), (300, 500), (90, 500)])
+    labels = label([annotate(roi, "Tumor")], open_shapes="close")
+    closed = label([annotate(Polygon(roi.coords), "Tumor")])
+    assert (labels.label == closed.label).all() and labels.count(Label.TUMOR) == 9 and not labels.skipped
+    assert label([annotate(LineString([(0, 0), (9, 9)]), "Tumor")], open_shapes="close").skipped
+
+
+def test_an_annotation_outside_the_image_decides_nothing_and_is_named(annotate):
+    objects = [annotate(box(0, 0, 20, 20), "Tumor"), annotate(box(900, 0, 950, 50), "Tumor")]
+    labels = label(objects)
+    assert labels.count(Label.TUMOR) == 1 and "lies outside the image" in labels.skipped[0]
+    assert set(label(objects[1:]).reason) == {"tumor not drawn"}
+    for beyond in (box(900, 0, 950, 50), box(700, 0, 950, 50)):
+        assert label([objects[0], annotate(beyond, "Tumor")]).count(Label.TUMOR) > 0
+        with pytest.raises(AnnotationError, match=r"a\.tif: .* reaches beyond the image"):
+            label([objects[0], annotate(beyond, "Tumor")], outside_image="error")
+
+
+def test_a_partly_annotated_slide_gives_nontumor_inside_its_region_only(annotate):
+    tumor = annotate(box(0, 0, 80, 160), "Tumor")
+    region = annotate(box(0, 0, 490, 640), "Annotated")
+    necrosis = annotate(box(640, 960, 800, 1200), "Necrosis")
+    labels = label([tumor, region, necrosis])
+    assert at(labels, 0, 0)[0] is Label.TUMOR
+    assert at(labels, 160, 80) == (Label.NONTUMOR, "outside annotations", ())
+    assert at(labels, 240, 80) == (Label.IGNORED, "outside annotated region", ())  # cut by its edge
+    assert at(labels, 320, 240) == (Label.NONTUMOR, "annotation", ids(3))
+    assert at(labels, 360, 0)[1] == "outside annotated region"
+    assert not labels.unmapped
+    assert labels.count_reasons(Label.IGNORED) == {"outside annotated region": 70 - 24 - 2}
+    without = label([tumor, necrosis], nontumor_on_positive="region")
+    assert without.count(Label.NONTUMOR) == 2
+    drawn = label([tumor, region, necrosis], nontumor_on_positive="annotated")
+    assert drawn.count(Label.NONTUMOR) == 2
+    negative = label([region], positive=False)
+    assert set(negative.label) == {Label.NONTUMOR}
+
+
+RULES = st.fixed_dictionaries(
+    {
+        "stride_px": st.sampled_from([10, 20, 40]),
+        "min_tumor_um2": st.sampled_from([0.0, 50.0, 800.0]),
+        "nested": st.sampled_from(["smaller", "tumor"]),
+        "max_ignored": st.sampled_from([0.0, 0.3]),
+        "tumor_over_ignored": st.booleans(),
+        "min_tissue": st.sampled_from([0.0, 0.5, 1.0]),
+        "min_tumor_tissue": st.sampled_from([0.0, 0.5]),
+        "nontumor_on_positive": st.sampled_from(["everywhere", "region", "annotated"]),
+    }
+)
+
+
+def rules_slowly(shapes, names, tissue, settings: study.Patches, *, x: int, y: int) -> Label:
+    """The rules of docs/labels.md for one window at (x, y) µm of a positive slide, by plain shapely."""
+    window = box(x * 2, y * 4, x * 2 + 80, y * 4 + 160)
+    on_top = [settings.nested == "tumor" and name == "Tumor" for name in names]
+    order = sorted(range(len(shapes)), key=lambda n: (not on_top[n], shapes[n].area, -n))
+    area = dict.fromkeys(["Tumor", "Necrosis", "Artefact"], 0.0)
+    free = window
+    for n in order:
+        if names[n] in area:
+            area[names[n]] += free.intersection(shapes[n]).area
+            free = free.difference(shapes[n])
+    share = tissue[y // 10 : y // 10 + 4, x // 10 : x // 10 + 4].mean()
+    ignored = area["Artefact"] / window.area > settings.max_ignored
+    if ignored and not settings.tumor_over_ignored:
+        return Label.IGNORED
+    if area["Tumor"] > 1e-6:
+        enough = area["Tumor"] * 0.125 >= settings.min_tumor_um2 and share >= settings.min_tumor_tissue
+        return Label.TUMOR if enough else Label.IGNORED
+    if ignored or share < settings.min_tissue:
+        return Label.IGNORED
+    if area["Necrosis"] > 1e-6:
+        return Label.NONTUMOR
+    regions = [shape for shape, name in zip(shapes, names, strict=True) if name == "Annotated"]
+    anywhere = settings.nontumor_on_positive == "everywhere" and not regions
+    inside = settings.nontumor_on_positive != "annotated" and shapely.union_all(regions).covers(window)
+    return Label.NONTUMOR if anywhere or inside else Label.IGNORED
+
+
+@given(st.integers(0, 10**6), RULES)
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_every_rule_equals_a_slow_reading_of_it_window_by_window(seed, rules):
+    rng = np.random.default_rng(seed)
+    names = ["Tumor", *rng.choice(["Tumor", "Necrosis", "Artefact", "Annotated"], rng.integers(0, 7))]
+    shapes = [blob(rng, *rng.uniform(0, 400, 2), rng.uniform(20, 250), 12) for _ in names]
+    if rng.random() < 0.5 and "Annotated" in names:
+        shapes[names.index("Annotated")] = box(0, 0, 321, 901)
+    tissue = rng.random((20, 30)) < 0.7
+    settings = study.Patches(**rules)
+    objects = [
+        PathObject(ObjectType.ANNOTATION, shape, RoiKind.POLYGON, shape.area, path_class=PathClass((name,)))
+        for shape, name in zip(shapes, names, strict=True)
+    ]
+    labels = label(objects, size=(600, 800), tissue=tissue, **rules)
+    for x, y, got in zip(labels.x_px.tolist(), labels.y_px.tolist(), labels.label, strict=True):
+        assert got == rules_slowly(shapes, names, tissue, settings, x=x, y=y), (x, y)
+
+
 def test_only_annotations_with_a_known_class_decide(annotate):
     labels = label(
         [
@@ -211,10 +388,11 @@ def test_a_derived_class_means_what_its_base_means(names, meaning):
     assert meaning_of(PathClass(names), CLASSES) is meaning
 
 
-def test_a_self_crossing_outline_is_repaired(annotate):
+def test_a_self_crossing_outline_is_repaired_and_named(annotate):
     bow = Polygon([(0, 0), (160, 320), (160, 0), (0, 320)])
     assert not bow.is_valid
     labels = label([annotate(bow, "Tumor")])
+    assert "crosses itself; repaired" in labels.repaired[0] and str(uuid.UUID(int=1)) in labels.repaired[0]
     assert at(labels, 0, 0)[0] is Label.TUMOR and labels.count(Label.TUMOR) == 4
     spike = Polygon([(0, 0), (10, 0), (10, 10), (10, 500), (10, 10), (0, 10)])
     assert polygons_only(spike).equals(box(0, 0, 10, 10))
@@ -233,7 +411,7 @@ def test_a_hand_drawn_outline_of_100_000_vertices_takes_seconds_at_most():
     outline = Polygon(np.c_[5000 + reach * np.cos(angle), 5000 + reach * np.sin(angle)])
     starts = np.arange(0, 9961, 40).astype(float)
     started = time.perf_counter()
-    windows, _ = find_overlaps(np.array([outline]), Windows(starts, starts, (40.0, 40.0)))
+    windows, _, _ = find_overlaps(np.array([outline]), Windows(starts, starts, (40.0, 40.0)))
     assert time.perf_counter() - started < 30
     # Every window whose centre is inside must be found, and no window away from the outline.
     x, y = np.meshgrid(starts + 20, starts + 20)
@@ -242,6 +420,52 @@ def test_a_hand_drawn_outline_of_100_000_vertices_takes_seconds_at_most():
     assert np.isin(np.flatnonzero(inside), windows).all()
     near = shapely.intersects(outline, shapely.box(x - 20, y - 20, x + 20, y + 20).ravel())
     assert near[windows].all()
+
+
+@pytest.mark.parametrize(
+    "shape", [Polygon(), Polygon([(9, 9), (9, 9), (9, 9)]), Polygon([(0, 0), (50, 50), (0, 0)])]
+)
+def test_an_outline_without_area_is_skipped_by_name(annotate, shape):
+    labels = label([annotate(shape, "Tumor"), annotate(box(400, 400, 410, 410), "Tumor")])
+    assert labels.count(Label.TUMOR) == 1 and "has no area" in labels.skipped[0]
+
+
+def circle(vertices: int, *, noise: float = 0.0) -> Polygon:
+    rng = np.random.default_rng(1)
+    angle = np.linspace(0, 2 * np.pi, vertices, endpoint=False) + noise * rng.standard_normal(vertices)
+    reach = 4000 * (1 + 0.05 * np.sin(40 * angle)) + 1e3 * noise * rng.standard_normal(vertices)
+    return Polygon(np.c_[5000 + reach * np.cos(angle), 5000 + reach * np.sin(angle)])
+
+
+def test_an_outline_of_a_million_vertices_labels_as_its_coarse_copy_does(annotate):
+    fine, coarse = (
+        label([annotate(circle(n), "Tumor")], size=(10_000, 10_000), stride_px=40).label == Label.TUMOR
+        for n in (1_000_000, 10_000)
+    )
+    assert fine.sum() > 2000 and (fine != coarse).mean() < 0.001
+
+
+def test_an_outline_that_crosses_itself_all_over_is_refused_by_name(annotate):
+    tangled = annotate(circle(60_000, noise=1e-2), "Tumor")
+    with pytest.raises(AnnotationError, match=r"a\.tif: .* has 60,001 vertices and crosses itself all over"):
+        label([tangled], size=(10_000, 10_000))
+
+
+def test_50_000_annotations_each_make_their_windows_tumor(annotate):
+    rng = np.random.default_rng(1)
+    places = rng.uniform(0, 19_900, (50_000, 2))
+    objects = [annotate(box(x, y, x + 1, y + 1), "Tumor") for x, y in places]
+    labels = label(objects, size=(20_000, 20_000))
+    held = {
+        (int(i), int(j))
+        for x, y in places
+        for i in {x // 80, (x + 1) // 80}
+        for j in {y // 160, (y + 1) // 160}
+        if (i + 1) * 80 <= 20_000 and (j + 1) * 160 <= 20_000
+    }
+    tumor = labels.label == Label.TUMOR
+    found = set(zip((labels.x_px[tumor] // 40).tolist(), (labels.y_px[tumor] // 40).tolist(), strict=True))
+    assert found == held
 
 
 def test_a_sliver_left_by_rounding_is_no_tumor(annotate):
