@@ -53,6 +53,10 @@ class AnnotationError(HnsccQpError, ValueError):
     """The annotations can't be used as the study asks."""
 
 
+class TruthError(HnsccQpError, ValueError):
+    """A mask or an annotation file beside a slide is missing, damaged, or does not fit the slide."""
+
+
 class CohortError(HnsccQpError, ValueError):
     """Patients, statuses or sides of the split contradict each other or are missing."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -42,6 +42,41 @@ class Classes(_Settings):
         if twice:
             raise ValueError(f"named under more than one meaning: {', '.join(twice)}")
         return self
+
+
+class Truth(_Settings):
+    """Where annotations come from; several sources add up. See docs/truth-sources.md."""
+
+    source: Literal["qupath", "mask", "asap", "geojson"] = "qupath"
+    pattern: str = ""
+    """The file of a slide, from the study's folder on: `{slide}` is the slide file's name without its
+    ending, `{folder}` its folder. If empty: `{folder}/{slide}.mask.png`, `.xml` or `.geojson`."""
+    classes: dict[str, str] = Field(default_factory=dict)
+    """What a mask's values (`255`), ASAP's groups or GeoJSON's classes are called here; `""` for nothing."""
+    holes: Annotated[Names, Field(strict=False)] = ("_2", "Exclusion")
+    """ASAP groups that are cut out of all others; `_2` is CAMELYON16's."""
+    frame: Literal["qupath", "file"] = "qupath"
+    """What a mask covers: the image as QuPath shows it, or the whole file."""
+    missing: Literal["error", "none"] = "error"
+    """What a missing file is: an error, or no annotations. A negative slide needs no file."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Truth:
+        if "{" in self.pattern.replace("{slide}", "").replace("{folder}", ""):
+            raise ValueError("a pattern knows {slide} and {folder} only")
+        if self.source == "mask":
+            if not self.classes:
+                raise ValueError('a mask needs classes, such as classes = { 255 = "Tumor" }')
+            odd = [value for value in self.classes if not value.isdecimal()]
+            if odd:
+                raise ValueError(f"a mask's values are whole numbers, not {', '.join(odd)}")
+        return self
+
+    @property
+    def file_pattern(self) -> str:
+        """`pattern`, or the source's usual one."""
+        endings = {"mask": ".mask.png", "asap": ".xml", "geojson": ".geojson"}
+        return self.pattern or "{folder}/{slide}" + endings.get(self.source, "")
 
 
 class Cohort(_Settings):
@@ -156,6 +191,8 @@ class Study(_Settings):
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     classes: Classes = Classes()
+    truth: Annotated[tuple[Truth, ...], Field(min_length=1, strict=False)] = (Truth(),)
+    """One `[truth]`, or several `[[truth]]`."""
     cohort: Cohort = Cohort()
     split: Split = Split()
     patches: Patches = Patches()
@@ -171,7 +208,8 @@ class Study(_Settings):
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """The named sections as JSON values, for a manifest."""
-        return {section: getattr(self, section).model_dump(mode="json") for section in sections}
+        values = self.model_dump(mode="json", include=set(sections))
+        return {section: values[section] for section in sections}
 
 
 def load_study(path: Path, *, weights: str | None = None) -> Study:
@@ -209,6 +247,8 @@ def load_study(path: Path, *, weights: str | None = None) -> Study:
     training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("weights"), str):
         training["weights"] = _resolve_weights(training["weights"], path.parent)
+    if isinstance(values.get("truth"), dict):
+        values["truth"] = [values["truth"]]
     if weights is not None:
         values.setdefault("training", {})["weights"] = _resolve_weights(weights, Path.cwd())
     try:
@@ -239,7 +279,10 @@ def _first_problem(error: ValidationError) -> str:
 def _keys_of(where: list[str]) -> list[str]:
     model: type[BaseModel] = Study
     for part in where:
+        if part.isdecimal():  # of several tables
+            continue
         inner = model.model_fields[part].annotation
+        inner = next((one for one in get_args(inner) if isinstance(one, type)), inner)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner

@@ -62,7 +62,7 @@ def case_of(
         CohortError: the status is no status, or contradicts the annotations.
     """
     tumors = [item for item, meaning in annotated_meanings(objects, classes) if meaning is Label.TUMOR]
-    positive = _stated_status(image, cohort.status)
+    positive = stated_status(image, cohort.status)
     if positive is None and not tumors:
         if cohort.unannotated == "skip":
             reason = f"has neither a '{cohort.status}' in its metadata nor a tumor annotation"
@@ -136,7 +136,7 @@ def _share_of(patients: int, share: float, *, leave: int) -> int:
     return min(wanted, max(0, patients - 1))
 
 
-def _stated_status(image: ImageEntry, key: str) -> bool | None:
+def stated_status(image: ImageEntry, key: str) -> bool | None:
     """Whether the metadata says positive; None if it says nothing."""
     value = image.metadata.get(key, "").strip()
     word = value.lower()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import shapely
@@ -13,6 +12,7 @@ from scipy.spatial.distance import pdist
 from shapely.geometry import Polygon
 
 from hnscc_qp.geometry import PixelSize
+from hnscc_qp.patches.sources.trace import outline_pieces
 from hnscc_qp.qupath.objects import ObjectType, PathObject, RoiKind
 from hnscc_qp.qupath.ownership import AI_TUMOR, detection_id
 from hnscc_qp.scoring.score_map import ScoreMap
@@ -50,7 +50,7 @@ def vectorize(score_map: ScoreMap, *, threshold_votes: int) -> list[TumorRegion]
     mean = ndimage.mean(score_map.votes, labels, numbers) / score_map.max_level
     pixel_size = score_map.grid.pixel_size
     regions = []
-    for index, outline in enumerate(_outline(labels)):
+    for index, outline in enumerate(outline_pieces(labels)):
         polygon = shapely.transform(outline, lambda blocks: _to_qupath(blocks, score_map)).normalize()
         regions.append(
             TumorRegion(
@@ -88,47 +88,6 @@ def to_detection(region: TumorRegion, *, slide_name: str, model_hash: str, gener
         },
         metadata={"AI model": model_hash, "AI generation": generation, "AI note": "Research use only"},
     )
-
-
-def _outline(labels: NDArray[np.integer[Any]]) -> list[Polygon]:
-    """One polygon per label 1, 2, ..., in block units.
-
-    The sides between blocks of the mask and others, joined to straight runs, are cut into
-    faces by `polygonize`. Runs are broken wherever sides meet at right angles, so a corner where
-    two blocks touch diagonally is a node, and each face is one side-connected component, or a gap.
-    """
-    mask = np.pad(labels > 0, 1)
-    # (y, x) of a side is that of its upper or left end; the padding stands for what lies outside.
-    across = mask[1:, 1:] != mask[:-1, 1:]  # horizontal, above block (y, x)
-    down = mask[1:, 1:] != mask[1:, :-1]  # vertical, left of block (y, x)
-    horizontal = _runs(across, down)
-    vertical = _runs(down.T, across.T)[:, :, ::-1]
-    sides = shapely.linestrings(np.concatenate([horizontal, vertical]).astype(float))
-    faces = shapely.get_parts(shapely.polygonize(sides))
-    outlines: dict[int, Polygon] = {}
-    for face in faces:
-        # The block right below the leftmost of a face's highest corners lies in the face.
-        x, y = min(face.exterior.coords, key=lambda point: (point[1], point[0]))
-        outlines[int(labels[int(y), int(x)])] = face
-    outlines.pop(0, None)  # gaps
-    return [outlines[label] for label in sorted(outlines)]
-
-
-def _runs(sides: NDArray[np.bool_], crossing: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Join unit sides along the last axis where no crossing side meets them: (n, 2, 2) points (x, y).
-
-    At a corner of blocks sides meet in even number, so with two in line the two across are either
-    both there or both absent, and the one below tells.
-    """
-    before = np.zeros_like(sides)
-    before[:, 1:] = sides[:, :-1]
-    starts = sides & ~(before & ~crossing)
-    joined = np.zeros_like(sides)
-    joined[:, :-1] = ~starts[:, 1:] & sides[:, 1:]
-    ends = sides & ~joined
-    y, first = np.nonzero(starts)
-    _, last = np.nonzero(ends)
-    return np.stack([np.stack([first, y], axis=-1), np.stack([last + 1, y], axis=-1)], axis=1)
 
 
 def _to_qupath(blocks: NDArray[np.float64], score_map: ScoreMap) -> NDArray[np.float64]:

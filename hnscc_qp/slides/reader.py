@@ -145,6 +145,11 @@ class Slide:
         y_edges = pixel_edges(region.y, step_y, round(region.height / step_y))
         return self._read_between(x_edges, y_edges, (step_x, step_y))
 
+    def to_qupath(self, level0: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Where points of the file's level 0 lie in the image that QuPath shows: (n, 2) → (n, 2)."""
+        x, y = (level0 - self.bounds).T
+        return np.column_stack(_turn(x, y, self._upright_size, self._quarters))
+
     def thumbnail(self, max_px: int) -> RGBPixels:
         """The whole image, its longer side `max_px` at most; needs no pixel size."""
         width, height = self.size

@@ -48,9 +48,7 @@ def read_cohort(context: Context) -> ReadCohort:
         HnsccQpError: no image can be read.
     """
     study = context.study
-    read, failed = context.each_image(
-        context.project.images, context.project.objects, doing="reading objects"
-    )
+    read, failed = context.each_image(context.project.images, context.objects, doing="reading objects")
     _check_classes(context, read.values(), complete=not failed)
     cases: dict[str, ImageCase] = {}
     notes: list[str] = []

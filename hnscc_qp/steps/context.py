@@ -12,11 +12,14 @@ from hnscc_qp.errors import HnsccQpError, UnsupportedServerError
 from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import Generation, current_generation, step_key
 from hnscc_qp.patches.seal import SealedSplit
+from hnscc_qp.patches.sources.truth import fingerprint, read_truth, truth_file
+from hnscc_qp.patches.split import stated_status
 from hnscc_qp.progress import Progress
 from hnscc_qp.qupath.geojson import sidecar_name
+from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import ImageEntry, Project, open_project
 from hnscc_qp.slides.reader import Slide, open_slide
-from hnscc_qp.study import Study
+from hnscc_qp.study import Study, Truth
 
 Manifest = dict[str, Any]
 T = TypeVar("T")
@@ -56,6 +59,55 @@ class Context:
                 would not fit; or QuPath shows it flipped, stitched or the like.
             SlideNotFoundError, SlideReadError: it is not there or is not a slide.
         """
+        return self._open_as_scanned(image)
+
+    def objects(self, image: ImageEntry) -> tuple[PathObject, ...]:
+        """The image's annotations from all sources that the study names; top-level, in QuPath px.
+
+        Raises:
+            ObjectDataError: the project's are damaged.
+            TruthError: a mask or annotation file is missing, damaged or does not fit.
+            HnsccQpError: there is such a file, and the slide can't be opened to place it.
+        """
+        objects: tuple[PathObject, ...] = ()
+        if any(source.source == "qupath" for source in self.study.truth):
+            objects = self.project.objects(image)
+        for path, source in self._truth_files(image):
+            read = read_truth(path, source, slide=self._open_as_scanned(image), image_name=image.name)
+            for note in read.notes:
+                self.progress.warn(f"{image.name}: {note}")
+            objects += read.objects
+        return objects
+
+    def fingerprint(self, image: ImageEntry) -> str:
+        """Hash of all that decides the image's annotations: the project's state of it, and other sources.
+
+        Raises:
+            ObjectDataError, HnsccQpError: a file can't be read, or the slide is not found.
+        """
+        state = self.project.fingerprint(image)
+        files = [] if self._is_qupath_alone else self._truth_files(image)
+        return fingerprint(files, state) if files else state
+
+    @property
+    def _is_qupath_alone(self) -> bool:
+        return all(source.source == "qupath" for source in self.study.truth)
+
+    def _truth_files(self, image: ImageEntry) -> list[tuple[Path, Truth]]:
+        """Files that say what is on the slide; without those that need not be there and are not."""
+        if self._is_qupath_alone:
+            return []
+        slide_path = self.project.slide_path(image)
+        negative = stated_status(image, self.study.cohort.status) is False
+        files = []
+        for source in self.study.truth:
+            if source.source != "qupath":
+                path = truth_file(slide_path, source, root=self.study.root)
+                if path.is_file() or not (negative or source.missing == "none"):
+                    files.append((path, source))
+        return files
+
+    def _open_as_scanned(self, image: ImageEntry) -> Slide:
         path = self.project.slide_path(image)
         slide = open_slide(
             path, pixel_size=image.pixel_size, crop_to_bounds=image.crop_to_bounds, view=image.view

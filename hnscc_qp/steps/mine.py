@@ -73,7 +73,7 @@ def mine_negatives(context: Context) -> Manifest:
                 y_qupath=float(y * scale_y),
                 label=Label.NONTUMOR,
                 reason=_REASON,
-                image_sha256=context.project.fingerprint(image),
+                image_sha256=context.fingerprint(image),
             )
             for x, y in found.origins
         ], found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hnscc_qp.errors import AnnotationError, ObjectDataError
+from hnscc_qp.errors import AnnotationError, HnsccQpError
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP, Grid
 from hnscc_qp.patches.cut import cut_windows
@@ -44,7 +44,7 @@ def make_patches(context: Context) -> Manifest:
         HnsccQpError: not one image could be used.
     """
     started = time.time()
-    settings = context.study.settings("classes", "cohort", "split", "patches")
+    settings = context.study.settings("classes", "truth", "cohort", "split", "patches")
     inputs = {f"image {image.entry_id}": _state(context, image) for image in context.project.images}
     if done := context.finished(STEP, settings, inputs):
         return done
@@ -95,8 +95,8 @@ def make_patches(context: Context) -> Manifest:
 
 def _state(context: Context, image: ImageEntry) -> str:
     try:
-        return context.project.fingerprint(image)
-    except ObjectDataError:  # said, by name, when the objects are read
+        return context.fingerprint(image)
+    except HnsccQpError:  # said, by name, when the objects are read
         return f"unreadable, {placement(image)}"
 
 

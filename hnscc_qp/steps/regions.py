@@ -107,7 +107,7 @@ def picture_file(context: Context, image: ImageEntry) -> Path:
 def _save_picture(context: Context, image: ImageEntry, score_map: ScoreMap, threshold_votes: int) -> None:
     truth = [
         item.roi
-        for item, meaning in annotated_meanings(context.project.objects(image), context.study.classes)
+        for item, meaning in annotated_meanings(context.objects(image), context.study.classes)
         if meaning is Label.TUMOR
     ]
     picture = draw_preview(context.open_image(image), score_map, threshold_votes, truth=truth)
