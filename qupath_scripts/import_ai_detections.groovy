@@ -2,14 +2,18 @@
  * Takes the regions that hnscc-qp found into the current image, as detections of class "AI: Tumor".
  *
  * Reads <project folder>/ai-detections/<entry id> <image name>.geojson. Earlier detections of ours are
- * replaced, unless a pathologist has touched them: one that was locked, named, coloured or given another
- * class stays as it is, and so does everything else in the image. What a pathologist accepted, rejected
- * or deleted does not come back. Running it twice changes nothing.
+ * replaced, unless a pathologist has touched them: one whose outline was edited, or that was locked, named,
+ * coloured or given another class, stays as it is, and so does everything else in the image. What a
+ * pathologist accepted, rejected or deleted does not come back. Running it twice changes nothing.
  *
  * How to run it: drop this file on QuPath's window, then Run (the open image) or Run > Run for project
  * (all images). Without the window: QuPath script --project=project.qpproj --save import_ai_detections.groovy
  * For QuPath 0.4 to 0.7. For research use only, not for diagnosis.
  */
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import java.security.MessageDigest
+import org.locationtech.jts.geom.Polygon
 import qupath.lib.io.PathIO
 import static qupath.lib.scripting.QP.getCurrentHierarchy
 import static qupath.lib.scripting.QP.getCurrentImageData
@@ -37,19 +41,89 @@ if (files.isEmpty()) {
 }
 def file = files.max { it.lastModified() }
 
-// An id of version 5 is one that hnscc-qp gave; QuPath's own are of version 4.
-def isUntouched = { item ->
+// An id of version 5 is one that hnscc-qp gave, and its end seals the outline that it was given to, as in
+// hnscc_qp/qupath/ownership.py: a hash over the corners, on QuPath's grid of 0.01 px, in whatever order.
+def onGrid = { double value -> (float) (Math.rint(value * 100d) / 100d + 0d) }
+
+def ringsOf = { geometry ->
+    def rings = []
+    for (int i = 0; i < geometry.getNumGeometries(); i++) {
+        def part = geometry.getGeometryN(i)
+        if (part instanceof Polygon) {
+            rings.add(part.getExteriorRing().getCoordinates())
+            for (int k = 0; k < part.getNumInteriorRing(); k++) {
+                rings.add(part.getInteriorRingN(k).getCoordinates())
+            }
+        }
+    }
+    return rings
+}
+
+// Without those on an upright or level side: before 0.6 QuPath drops them.
+def addCorners = { coordinates, corners ->
+    def points = []
+    for (coordinate in coordinates) {
+        def point = [onGrid(coordinate.x), onGrid(coordinate.y)]
+        if (points.isEmpty() || points.last() != point) {
+            points.add(point)
+        }
+    }
+    int last = points.size() - 1  // the first once more
+    for (int i = 0; i < last; i++) {
+        def before = points[i == 0 ? last - 1 : i - 1]
+        def here = points[i]
+        def after = points[i + 1]
+        def isStraight = { axis -> before[axis] == here[axis] && here[axis] == after[axis] }
+        if (!isStraight(0) && !isStraight(1)) {
+            corners.add(here)
+        }
+    }
+}
+
+def outlineOf = { roi ->
+    def corners = new TreeSet({ a, b -> a[0] <=> b[0] ?: a[1] <=> b[1] } as Comparator)
+    ringsOf(roi.getGeometry()).each { addCorners(it, corners) }
+    def bytes = ByteBuffer.allocate(8 * corners.size()).order(ByteOrder.LITTLE_ENDIAN)
+    corners.each { bytes.putFloat(it[0]).putFloat(it[1]) }
+    return bytes.array().encodeHex().toString()
+}
+
+def space = UUID.fromString('82303122-b8b1-5bdb-81b9-afdeefe6a35b')
+def isSealed = { id, roi ->
+    if (id.version() != 5) {
+        return false
+    }
+    def text = String.format('%012x', id.getMostSignificantBits() >>> 16) + '\n' + outlineOf(roi)
+    def sha = MessageDigest.getInstance('SHA-1')
+    def prefix = ByteBuffer.allocate(16)
+    prefix.putLong(space.getMostSignificantBits()).putLong(space.getLeastSignificantBits())
+    sha.update(prefix.array())
+    def hash = ByteBuffer.wrap(sha.digest(text.getBytes('UTF-8')))
+    long high = (hash.getLong() & 0x0fffL) | 0x5000L
+    long low = (hash.getLong() & 0x3fffffffffffffffL) | Long.MIN_VALUE
+    return (id.getMostSignificantBits() & 0xffffL) == high && id.getLeastSignificantBits() == low
+}
+
+// Before 0.6 QuPath keeps no metadata of detections, before 0.5 of nothing.
+def hasForeignMetadata = { item ->
+    item.metaClass.respondsTo(item, 'getMetadata') && item.getMetadata().keySet().any { !it.startsWith('AI ') }
+}
+
+def isAlike = { item ->
     item.isDetection() && item.getID().version() == 5 && item.getPathClass()?.toString() == 'AI: Tumor' &&
-        !item.isLocked() && item.getName() == null && item.getColor() == null && !item.hasChildObjects()
+        !item.isLocked() && item.getName() == null && item.getColor() == null && !item.hasChildObjects() &&
+        !hasForeignMetadata(item)
 }
 
 def incoming = PathIO.readObjects(file)  // read all of it before anything is changed
 def hierarchy = getCurrentHierarchy()
 def present = hierarchy.getAllObjects(false)
-def earlier = present.findAll { isUntouched(it) }
+def (earlier, reshaped) = present.findAll { isAlike(it) }.split { isSealed(it.getID(), it.getROI()) }
 def earlierIds = earlier.collect { it.getID() } as Set
 def presentIds = present.collect { it.getID() } as Set
 def keptIds = presentIds - earlierIds
+// Who accepts a detection by hand makes an annotation of the same outline, with an id of its own.
+def annotated = present.findAll { it.isAnnotation() }.collect { outlineOf(it.getROI()) } as Set
 
 // What was imported before, and not removed by this script, but is gone: a pathologist deleted it.
 def imageData = getCurrentImageData()
@@ -57,7 +131,10 @@ def memory = 'hnscc-qp imported detections'
 def importedIds = (imageData.getProperty(memory) ?: '').tokenize('\n').collect { UUID.fromString(it) } as Set
 def deletedIds = bringBackDeleted ? [] as Set : importedIds - presentIds
 
-def (wanted, left) = incoming.split { !keptIds.contains(it.getID()) && !deletedIds.contains(it.getID()) }
+def (wanted, left) = incoming.split {
+    !keptIds.contains(it.getID()) && !deletedIds.contains(it.getID()) &&
+        (annotated.isEmpty() || !annotated.contains(outlineOf(it.getROI())))
+}
 def deleted = left.count { deletedIds.contains(it.getID()) }
 def replaced = wanted.count { earlierIds.contains(it.getID()) }
 hierarchy.removeObjects(earlier, true)
@@ -67,4 +144,5 @@ imageData.setProperty(memory, remembered.collect { it.toString() }.sort().join('
 
 println image + ': ' + (wanted.size() - replaced) + ' added, ' + replaced + ' replaced, ' +
     (earlier.size() - replaced) + ' removed, ' + (left.size() - deleted) + ' kept as the pathologist left them, ' +
-    deleted + ' left out because they were deleted'
+    deleted + ' left out because they were deleted' +
+    (reshaped.isEmpty() ? '' : '; ' + reshaped.size() + ' whose outline was edited stayed')

@@ -243,7 +243,7 @@ def _box(roi: BaseGeometry) -> tuple[float, ...]:
 
 def _outline(roi: BaseGeometry) -> str:
     """The shape's corners, in whatever order, as QuPath holds them: what names the shape."""
-    rings = shapely.get_rings(roi)
+    rings = shapely.get_rings(shapely.get_parts(roi))  # of several parts, all
     corners = np.concatenate([_corners(ring) for ring in rings]) if len(rings) else _stored_points(roi)
     # As complex numbers, because sorting pairs is slow.
     return np.unique(corners.view(np.complex64)).astype("<c8").tobytes().hex()

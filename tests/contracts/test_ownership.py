@@ -67,6 +67,19 @@ def test_an_id_seals_its_shape_however_qupath_stores_it(corner, size):
     assert not is_sealed(identifier, shapely.convex_hull(roi))
 
 
+def test_corners_on_a_straight_side_do_not_matter_in_any_part_of_a_region():
+    # Before 0.6 QuPath drops them, of regions in several parts, too.
+    plain = shapely.MultiPolygon([shapely.box(0, 0, 30, 10), shapely.box(50, 0, 60, 10)])
+    cornered = shapely.MultiPolygon(
+        [shapely.Polygon([(0, 0), (10, 0), (30, 0), (30, 10), (0, 10)]), shapely.box(50, 0, 60, 10)]
+    )
+    identifier = detection_id(cornered, slide_name="a", model_hash="b")
+    assert identifier == detection_id(plain, slide_name="a", model_hash="b")
+    assert is_sealed(identifier, plain)
+    moved = shapely.MultiPolygon([shapely.box(0, 0, 30, 10), shapely.box(50, 0, 61, 10)])
+    assert not is_sealed(identifier, moved)
+
+
 def test_no_other_id_is_ours():
     (ours,) = given_detections([1], "model-1")
     assert is_ours(ours)

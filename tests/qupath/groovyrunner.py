@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4, uuid5
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from shapely import box
 from hnscc_qp.qupath.create import NewImage, create_project
 from hnscc_qp.qupath.geojson import write_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject
+from hnscc_qp.qupath.ownership import detection_id
 from hnscc_qp.qupath.shapes import roi_kind
 
 SCRIPTS = Path(__file__).parents[2] / "qupath_scripts"
@@ -81,10 +82,11 @@ def make(roi: Any, kind: ObjectType = ObjectType.ANNOTATION, **fields: Any) -> P
 
 
 def detection(number: int, **fields: Any) -> PathObject:
-    """One of ours: an id of version 5, class `AI: Tumor`."""
+    """One of ours: an id that seals its outline, class `AI: Tumor`."""
+    roi = fields.get("roi", box(50 * number, 10, 50 * number + 40, 30))
     ours = {
-        "roi": box(50 * number, 10, 50 * number + 40, 30),
-        "id": uuid5(UUID(int=0), str(number)),
+        "roi": roi,
+        "id": detection_id(roi, slide_name="case", model_hash="model"),
         "path_class": AI_TUMOR,
         "measurements": {"score": 0.875},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import shapely
 from groovyrunner import describe, detection, ids, make, offer, project_with, run, script
@@ -11,7 +12,7 @@ from shapely import LineString, MultiPoint, MultiPolygon, Point, Polygon, box
 
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathClass, RoiKind
-from hnscc_qp.qupath.shapes import ellipse
+from hnscc_qp.qupath.shapes import ellipse, settle
 
 pytestmark = pytest.mark.qupath
 
@@ -75,6 +76,81 @@ def test_what_a_pathologist_touched_or_made_is_never_changed(tmp_path: Path) -> 
     ]
     assert import_detections(project).startswith("case: 1: 0 added, 2 replaced, 0 removed, 3 kept")
     assert describe(project) == after
+
+
+def test_a_region_whose_outline_was_edited_stays_and_is_told(tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    holed = box(300, 100, 340, 130) - box(310, 110, 320, 120)
+    offered = [detection(1), detection(2), detection(3), detection(4, roi=holed), detection(5)]
+    offer(project, offered)
+    import_detections(project)
+    # One vertex by 0.05 px; moved as a whole; only the hole; untouched are 2 and 5.
+    edits = f"""
+    import qupath.lib.regions.ImagePlane
+    import qupath.lib.roi.GeometryTools
+    import qupath.lib.roi.ROIs
+    import static qupath.lib.scripting.QP.*
+    def plane = ImagePlane.getDefaultPlane()
+    def byId = getCurrentHierarchy().getAllObjects(false).collectEntries {{ [it.getID().toString(), it] }}
+    byId['{offered[0].id}'].setROI(ROIs.createPolygonROI(
+        [50, 90, 90.05, 50] as double[], [10, 10, 30, 30] as double[], plane))
+    byId['{offered[2].id}'].setROI(byId['{offered[2].id}'].getROI().translate(0, 1))
+    def filled = GeometryTools.createRectangle(300, 100, 40, 30)
+    def hole = GeometryTools.createRectangle(310, 110, 10, 9)
+    byId['{offered[3].id}'].setROI(GeometryTools.geometryToROI(filled.difference(hole), plane))
+    """
+    run(project, edits)
+    edited = describe(project)
+    line = import_detections(project)
+    assert line.startswith("case: 1: 0 added, 2 replaced, 0 removed, 3 kept")
+    assert line.endswith("; 3 whose outline was edited stayed")
+    assert describe(project) == edited
+    # Nor are they taken away with what we find no more.
+    offer(project, [])
+    assert import_detections(project).startswith("case: 1: 0 added, 0 replaced, 2 removed, 0 kept")
+    assert ids(describe(project)) == {str(offered[number].id) for number in (0, 2, 3)}
+
+
+def test_a_region_accepted_by_hand_does_not_come_back(tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    offer(project, [detection(1), detection(2)])
+    import_detections(project)
+    accept = f"""
+    import qupath.lib.objects.PathObjects
+    import qupath.lib.objects.classes.PathClass
+    import static qupath.lib.scripting.QP.*
+    def found = getCurrentHierarchy().getAllObjects(false).find {{ it.getID().toString() == '{detection(1).id}' }}
+    getCurrentHierarchy().addObject(
+        PathObjects.createAnnotationObject(found.getROI(), PathClass.fromString('Tumor')))
+    """
+    run(project, accept)
+    assert import_detections(project).startswith("case: 1: 0 added, 1 replaced, 1 removed, 1 kept")
+    after = describe(project)
+    assert sorted(item["type"] for item in after) == ["PathAnnotationObject", "PathDetectionObject"]
+    assert str(detection(1).id) not in ids(after)
+
+
+def test_every_shape_of_region_is_known_again(tmp_path: Path) -> None:
+    """Outlines of random blocks, with holes and several parts, on odd grids: as `regions` draws them."""
+    random = np.random.default_rng(7)
+    offered = []
+    for number in range(60):
+        scale = float(random.choice([5, 9.87, 10, 40.16]))
+        origin = np.round(random.uniform(0, 90_000, 2), 2)
+        blocks = random.random((6, 6)) < random.uniform(0.2, 0.9)
+        squares = [box(x, y, x + 1, y + 1) for y, x in np.argwhere(blocks)]
+        shape = shapely.union_all(squares)
+        roi = settle(shapely.transform(shape, lambda points, s=scale, o=origin: points * s + o))
+        offered.append(detection(number, roi=roi))
+    project = project_with(tmp_path)
+    offer(project, offered)
+    assert import_detections(project).startswith("case: 1: 60 added")
+    before = describe(project)
+    line = import_detections(project)
+    assert line.startswith("case: 1: 0 added, 60 replaced, 0 removed, 0 kept") and "edited" not in line
+    assert describe(project) == before
+    offer(project, [])
+    assert import_detections(project).startswith("case: 1: 0 added, 0 replaced, 60 removed")
 
 
 def test_without_a_file_the_script_says_what_to_run(tmp_path: Path) -> None:
