@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -80,24 +81,47 @@ class Truth(_Settings):
 
 
 class Cohort(_Settings):
-    """Where the project keeps patient and slide status: keys of QuPath's image metadata."""
+    """Where the project keeps patient, slide status and date of surgery: keys of QuPath's image metadata."""
 
     patient: str = "patient"
     status: str = "status"
+    surgery_date: str = "surgery date"
     unannotated: Literal["skip", "negative"] = "skip"
     """What an image with neither a status nor a tumor annotation is."""
 
 
 class Split(_Settings):
-    """Which patients are held out. Patients are never torn apart."""
+    """Which patients are held out. Patients are never torn apart, and who once tested never trains."""
 
+    by: Literal["patient", "date", "fold", "file"] = "patient"
+    """How: at random by patient; by date of surgery, later patients test (the paper's way, where dates are
+    known); one of several folds, alike in status; or as a CSV file says."""
     test: Share = 0.3
-    """Share of patients, within each status, kept for the test set."""
+    """Share of patients, within each status, kept for the test set; by date, of all patients."""
     test_patients: Annotated[Names, Field(strict=False)] = ()
     """If given, exactly these patients are the test set."""
+    test_from: date | None = None
+    """By date: the first day of test, as `2019-03-31`; without it the day that comes nearest to `test`."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold: Annotated[int, Field(ge=1)] = 1
+    """By fold: which of the `folds` tests, from 1. Each fold is a study of its own, in its own folder."""
+    file: str | None = None
+    """By file: a CSV with `side` (train, validation, test, or development) and `patient` or `slide`."""
     validation: Share = 0.3
     """Share of development patients, within each status, kept for validation (70/30)."""
     seed: int = 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Split:
+        if self.fold > self.folds:
+            raise ValueError(f"fold = {self.fold} of {self.folds} folds; choose 1 to {self.folds}")
+        if (self.by == "file") != (self.file is not None):
+            raise ValueError("by = 'file' and file = '...' go together; set both or neither")
+        if self.test_patients and self.by != "patient":
+            raise ValueError(f"test_patients and by = '{self.by}' exclude each other; delete one")
+        if self.test_from is not None and self.by != "date":
+            raise ValueError("test_from needs by = 'date'; set it")
+        return self
 
 
 class Patches(_Settings):
@@ -244,6 +268,9 @@ def load_study(path: Path, *, weights: str | None = None) -> Study:
         values["project"] = path.parent / values["project"]
     if isinstance(values.get("slides"), list) and all(isinstance(item, str) for item in values["slides"]):
         values["slides"] = tuple(path.parent / item for item in values["slides"])
+    split = values.get("split")
+    if isinstance(split, dict) and isinstance(split.get("file"), str):
+        split["file"] = str(path.parent / split["file"])
     training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("weights"), str):
         training["weights"] = _resolve_weights(training["weights"], path.parent)

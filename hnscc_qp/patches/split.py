@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 
 from hnscc_qp import study
 from hnscc_qp.errors import CohortError
-from hnscc_qp.patches.labels import Label, annotated_meanings
-from hnscc_qp.patches.territories import polygons_only
-from hnscc_qp.qupath.objects import PathObject
-from hnscc_qp.qupath.project import ImageEntry
+from hnscc_qp.patches.cases import ImageCase
+from hnscc_qp.patches.splittable import SplitTable
 
-_POSITIVE_WORDS = frozenset({"positive", "pos", "1", "+"})
-_NEGATIVE_WORDS = frozenset({"negative", "neg", "0", "-"})
+_NAMED = 5
 
 
 class Side(StrEnum):
@@ -28,104 +26,172 @@ class Side(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageCase:
-    """One usable image: whose it is, and whether it has cancer."""
-
-    entry_id: str
+class _Patient:
     name: str
-    patient: str
     positive: bool
-    tumor_drawn: bool = False
-    """Whether a tumor is outlined; without it a positive slide has a status but no patches."""
-    notes: tuple[str, ...] = ()
-    """What a person should know, each in one line."""
+    surgery: date | None
+    """The first, where there were several."""
 
 
-@dataclass(frozen=True, slots=True)
-class SkippedImage:
-    """One image that the cohort leaves out."""
+def split_patients(
+    cases: Iterable[ImageCase],
+    settings: study.Split,
+    *,
+    known: Mapping[str, bool] | None = None,
+    table: SplitTable | None = None,
+) -> dict[str, Side]:
+    """Give every patient a side, in one of four ways (`settings.by`).
 
-    entry_id: str
-    name: str
-    reason: str
+    A patient is positive if any image is. `patient` puts a share of the positive and a share of the
+    negative patients into the test set, in the order of a hash of seed and name; `date` those whose
+    first surgery was on or after a day; `fold` one of `folds` parts that are alike in status; `file` as a
+    table says. Validation is drawn among the others, within each status, unless the table says it.
+    Every wanted side of a draw gets a patient of each status that has three or more. The result does
+    not depend on the order of the cases.
 
-
-def case_of(
-    image: ImageEntry, objects: Sequence[PathObject], *, cohort: study.Cohort, classes: study.Classes
-) -> ImageCase | SkippedImage:
-    """What an image is in the cohort, from its metadata and its annotations.
-
-    The status is what the metadata says; else positive if there is a tumor annotation; else as
-    `cohort.unannotated` says. An image without a patient is its own patient.
-
-    Raises:
-        CohortError: the status is no status, or contradicts the annotations.
-    """
-    tumors = [item for item, meaning in annotated_meanings(objects, classes) if meaning is Label.TUMOR]
-    positive = stated_status(image, cohort.status)
-    if positive is None and not tumors:
-        if cohort.unannotated == "skip":
-            reason = f"has neither a '{cohort.status}' in its metadata nor a tumor annotation"
-            return SkippedImage(image.entry_id, image.name, reason)
-        positive = False
-    elif positive is None:
-        positive = True
-    elif not positive and tumors:
-        raise CohortError(
-            f"{image.name} has '{cohort.status}' = negative but a tumor annotation; "
-            "correct the metadata or delete the annotation"
-        )
-    notes = []
-    patient = image.metadata.get(cohort.patient, "").strip()
-    if not patient:
-        patient = image.name
-        there = ", ".join(sorted(image.metadata)) or "none"
-        notes.append(
-            f"{image.name} has no '{cohort.patient}' in its metadata (keys there: {there}); "
-            "taken as a patient of its own"
-        )
-    tumor_drawn = any(item.roi.area > 0 or polygons_only(item.roi).area > 0 for item in tumors)
-    if positive and not tumor_drawn:
-        notes.append(
-            f"{image.name} is positive but no tumor is outlined; it counts for the slide status only, "
-            "outline the tumor to get patches"
-        )
-    return ImageCase(image.entry_id, image.name, patient, positive, tumor_drawn, tuple(notes))
-
-
-def split_patients(cases: Iterable[ImageCase], settings: study.Split) -> dict[str, Side]:
-    """Give every patient a side.
-
-    A patient is positive if any image is; positive and negative patients are split apart, each
-    with the wanted shares: first the test set, then validation from what is left. Every wanted side
-    gets a patient of each status that has three or more. Patients are ordered by a hash of seed
-    and name, so the result does not depend on the order of the cases.
+    Args:
+        cases: the images.
+        settings: how.
+        known: patients that already have a side, true for test: they keep it where sides are drawn, so that
+            a cohort can grow.
+        table: for `file`.
 
     Raises:
-        CohortError: `test_patients` names an unknown patient.
+        CohortError: `test_patients` names an unknown patient, a date is missing, there are too few
+            patients for the folds, or the table leaves a patient out.
     """
-    status: dict[str, bool] = {}
-    for case in cases:
-        status[case.patient] = status.get(case.patient, False) or case.positive
-    unknown = sorted(set(settings.test_patients) - set(status))
-    if unknown:
-        raise CohortError(
-            f"split.test_patients names {', '.join(unknown)}; known patients are {', '.join(sorted(status))}"
-        )
-    sides: dict[str, Side] = {}
-    for positive in (True, False):
-        group = [patient for patient, is_positive in status.items() if is_positive is positive]
-        group.sort(key=lambda patient: hashlib.sha256(f"{settings.seed}/{patient}".encode()).digest())
-        if settings.test_patients:
-            test = [patient for patient in group if patient in settings.test_patients]
-        else:
-            test = group[: _share_of(len(group), settings.test, leave=1 + (settings.validation > 0))]
-        development = [patient for patient in group if patient not in test]
-        validation = development[: _share_of(len(development), settings.validation, leave=1)]
-        sides |= dict.fromkeys(development, Side.TRAIN)
-        sides |= dict.fromkeys(validation, Side.VALIDATION)
-        sides |= dict.fromkeys(test, Side.TEST)
+    patients = _patients(cases)
+    test, validation = _test_patients(patients, settings, known or {}, table)
+    sides = {patient.name: Side.TEST if patient.name in test else Side.TRAIN for patient in patients}
+    for name in validation if validation is not None else _draw_validation(patients, test, settings):
+        sides[name] = Side.VALIDATION
     return dict(sorted(sides.items()))
+
+
+def cut_date(patients_dates: Sequence[date], share: float) -> date | None:
+    """The first day of test: such that the share from it on is nearest to the wanted; None for no test set.
+
+    All of one day stay together, and some patient stays before it.
+    """
+    days = sorted(set(patients_dates))[1:]
+    wanted = share * len(patients_dates)
+    if not days or not share:
+        return None
+    return min(days, key=lambda day: (abs(sum(d >= day for d in patients_dates) - wanted), -day.toordinal()))
+
+
+def surgery_dates(cases: Iterable[ImageCase]) -> list[date]:
+    """Every patient's first surgery; those without are left out."""
+    return [patient.surgery for patient in _patients(cases) if patient.surgery]
+
+
+def _patients(cases: Iterable[ImageCase]) -> list[_Patient]:
+    """In the order of their names."""
+    found: dict[str, _Patient] = {}
+    for case in cases:
+        before = found.get(case.patient)
+        days = [day for day in (before.surgery if before else None, case.surgery) if day]
+        positive = case.positive or (before is not None and before.positive)
+        found[case.patient] = _Patient(case.patient, positive, min(days, default=None))
+    return [found[name] for name in sorted(found)]
+
+
+def _test_patients(
+    patients: Sequence[_Patient],
+    settings: study.Split,
+    known: Mapping[str, bool],
+    table: SplitTable | None,
+) -> tuple[set[str], set[str] | None]:
+    """The test patients, and the validation patients if somebody names them."""
+    if table is not None:
+        return _by_table(patients, table, settings)
+    if settings.test_patients:
+        return _named(patients, settings), None
+    if settings.by == "date":
+        return _by_date(patients, settings, known), None
+    if settings.by == "fold":
+        return _by_fold(patients, settings, known), None
+    test = set()
+    for group in _by_status(patients, settings.seed):
+        test |= _draw(group, settings.test, leave=1 + (settings.validation > 0), known=known)
+    return test, None
+
+
+def _named(patients: Sequence[_Patient], settings: study.Split) -> set[str]:
+    names = [patient.name for patient in patients]
+    if unknown := sorted(set(settings.test_patients) - set(names)):
+        raise CohortError(
+            f"split.test_patients names {', '.join(unknown)}; known patients are {', '.join(names)}"
+        )
+    return set(settings.test_patients)
+
+
+def _by_date(patients: Sequence[_Patient], settings: study.Split, known: Mapping[str, bool]) -> set[str]:
+    if missing := [patient.name for patient in patients if patient.surgery is None]:
+        raise CohortError(
+            f"no date of surgery of {_listed(missing)}; add it in QuPath (Project → Edit project metadata, "
+            "under the key that cohort.surgery_date names), or split by patient"
+        )
+    days = {patient.name: patient.surgery for patient in patients if patient.surgery}
+    first = settings.test_from or cut_date(list(days.values()), settings.test)
+    test = {name for name, day in days.items() if first and day >= first}
+    if settings.test_from is None:
+        # The nearest day to a share moves as a cohort grows; who has a side keeps it.
+        test = {name for name in days if known.get(name, name in test)}
+    return test
+
+
+def _by_fold(patients: Sequence[_Patient], settings: study.Split, known: Mapping[str, bool]) -> set[str]:
+    test: set[str] = set()
+    dealt = 0
+    for group in _by_status(patients, settings.seed):
+        if group and len(group) < settings.folds:
+            status = "positive" if group[0].positive else "negative"
+            raise CohortError(
+                f"split.folds = {settings.folds}, but there are only {len(group)} {status} patients; "
+                f"use {len(group)} folds at most"
+            )
+        # Dealt round, the negative ones from where the positive ones ended: no fold is much larger.
+        for number, patient in enumerate(group, start=dealt):
+            if known.get(patient.name, number % settings.folds == settings.fold - 1):
+                test.add(patient.name)
+        dealt += len(group)
+    return test
+
+
+def _by_table(
+    patients: Sequence[_Patient], table: SplitTable, settings: study.Split
+) -> tuple[set[str], set[str] | None]:
+    if missing := [patient.name for patient in patients if patient.name not in table.sides]:
+        raise CohortError(f"{table.path} has no line for {_listed(missing)}; add one for each")
+    there = {patient.name: table.sides[patient.name] for patient in patients}
+    test = {name for name, side in there.items() if side == Side.TEST.value}
+    validation = {name for name, side in there.items() if side == Side.VALIDATION.value}
+    if not validation and "development" in there.values():
+        undecided = [p for p in patients if there[p.name] == "development"]
+        return test, _draw_validation(undecided, set(), settings)
+    return test, validation
+
+
+def _draw_validation(patients: Sequence[_Patient], test: set[str], settings: study.Split) -> set[str]:
+    drawn: set[str] = set()
+    for group in _by_status([patient for patient in patients if patient.name not in test], settings.seed):
+        drawn |= _draw(group, settings.validation, leave=1, known={})
+    return drawn
+
+
+def _by_status(patients: Sequence[_Patient], seed: int) -> list[list[_Patient]]:
+    """Positive and negative patients, each in an order that seed and names decide."""
+    order = sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}/{patient.name}".encode()).digest())
+    return [[patient for patient in order if patient.positive is positive] for positive in (True, False)]
+
+
+def _draw(group: Sequence[_Patient], share: float, *, leave: int, known: Mapping[str, bool]) -> set[str]:
+    """The first of the group up to the share; those with a side keep it and count."""
+    kept = {patient.name for patient in group if known.get(patient.name)}
+    new = [patient.name for patient in group if patient.name not in known]
+    wanted = _share_of(len(group), share, leave=leave) - len(kept)
+    return kept | set(new[: max(0, wanted)])
 
 
 def _share_of(patients: int, share: float, *, leave: int) -> int:
@@ -136,14 +202,7 @@ def _share_of(patients: int, share: float, *, leave: int) -> int:
     return min(wanted, max(0, patients - 1))
 
 
-def stated_status(image: ImageEntry, key: str) -> bool | None:
-    """Whether the metadata says positive; None if it says nothing."""
-    value = image.metadata.get(key, "").strip()
-    word = value.lower()
-    if not word:
-        return None
-    if word in _POSITIVE_WORDS:
-        return True
-    if word in _NEGATIVE_WORDS:
-        return False
-    raise CohortError(f"{image.name} has '{key}' = '{value}'; write positive or negative")
+def _listed(names: Sequence[str]) -> str:
+    """A few names, and how many more."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from hnscc_qp.errors import HnsccQpError, UnsupportedServerError
 from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import Generation, current_generation, step_key
+from hnscc_qp.patches.cases import stated_status
 from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.patches.sources.truth import fingerprint, read_truth, truth_file
-from hnscc_qp.patches.split import stated_status
 from hnscc_qp.progress import Progress
 from hnscc_qp.qupath.geojson import sidecar_name
 from hnscc_qp.qupath.objects import PathObject

@@ -19,7 +19,15 @@ from hnscc_qp.patches.split import Side
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.slides.reader import Slide, require_mpp
 from hnscc_qp.slides.tissue import find_tissue
-from hnscc_qp.steps.cohort import COHORT_FILE, CohortImage, read_cohort, read_members, write_members
+from hnscc_qp.steps.cohort import (
+    COHORT_FILE,
+    CohortImage,
+    freeze_cohort,
+    read_cohort,
+    read_members,
+    split_settings,
+    write_members,
+)
 from hnscc_qp.steps.context import Context, Manifest, placement
 
 STEP = "patches"
@@ -44,7 +52,8 @@ def make_patches(context: Context) -> Manifest:
         HnsccQpError: not one image could be used.
     """
     started = time.time()
-    settings = context.study.settings("classes", "truth", "cohort", "split", "patches")
+    settings = context.study.settings("classes", "truth", "cohort", "patches")
+    settings |= {"split": split_settings(context)}
     inputs = {f"image {image.entry_id}": _state(context, image) for image in context.project.images}
     if done := context.finished(STEP, settings, inputs):
         return done
@@ -70,6 +79,7 @@ def make_patches(context: Context) -> Manifest:
     cuts, cant_cut = context.each_image(entries, cut, doing="cutting patches")
     rows = [row for some, _ in cuts.values() for row in some]
     folder = context.generation.step(STEP)
+    freeze_cohort(context, tuple(one.image for one in labelled.values()))
     write_members(folder, tuple(one.image for one in labelled.values()))
     split = read_members(folder)
     outputs = {COHORT_FILE: split.sha256}
