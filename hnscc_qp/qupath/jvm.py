@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hnscc_qp.errors import BackendError, HnsccQpError, ObjectDataError, ProjectError
+from hnscc_qp.files import atomic_path
 from hnscc_qp.qupath.embedded import EmbeddedProject
 from hnscc_qp.qupath.geojson import encode_geojson
 from hnscc_qp.qupath.jvmobjects import Java, convert_objects, list_objects, read_path_class, text_or_none
@@ -168,6 +169,41 @@ class PaquoProject:
 
         self._writer.replace(contents, image=image.name, read=read, check=check)
         return data_file
+
+    def set_image_type(self, image: ImageEntry, image_type: str) -> None:
+        """Save an image for the first time: of that type, with QuPath's default stains for it, and empty.
+
+        Args:
+            image: one that QuPath has not saved yet.
+            image_type: a key of `IMAGE_TYPES`.
+
+        Raises:
+            ProjectError: it holds objects already, or can't be written.
+            ObjectDataError: QuPath can't open the slide.
+        """
+        data_file = self._data_file(image)
+        if image.saved or self._files.objects(image):
+            raise ProjectError(f"{image.name} has been saved already; choose its type in QuPath (Image tab)")
+        java = self._qupath.java
+        with self._unreadable(image):
+            server = self._entries[image.entry_id].getServerBuilder().build()
+            try:
+                image_data = java("qupath.lib.images.ImageData")(server)
+                kind = java("qupath.lib.images.ImageData$ImageType")
+                image_data.setImageType(kind.valueOf(image_type))
+                # The objects' file first: a summary without it means that objects were lost.
+                contents = {
+                    data_file: self._serialize(image_data),
+                    data_file.with_name("summary.json"): self._summarize(image_data),
+                }
+            finally:
+                server.close()
+        try:
+            for final, content in contents.items():
+                with atomic_path(final) as partial:
+                    partial.write_bytes(content)
+        except OSError as error:
+            raise ProjectError(f"{data_file} can't be written: {error.strerror}; make room") from error
 
     # --- what QuPath is asked to do ----------------------------------------------------------
 

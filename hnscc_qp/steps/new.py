@@ -15,8 +15,10 @@ from hnscc_qp.errors import CohortError, HnsccQpError, StudyError
 from hnscc_qp.files import write_text
 from hnscc_qp.progress import Progress
 from hnscc_qp.qupath.create import NewImage, create_project
+from hnscc_qp.qupath.jvm import PaquoProject, find_qupath
 from hnscc_qp.qupath.objects import PathClass
 from hnscc_qp.qupath.ownership import AI_TUMOR
+from hnscc_qp.qupath.qpdata import IMAGE_TYPES
 from hnscc_qp.slides.reader import Slide, open_slide
 
 TUMOR = "Tumor"
@@ -28,6 +30,8 @@ _QUPATH_COLORS = {
     "Ignore*": (180, 180, 180),
 }
 """Those of QuPath's own classes, so that nothing looks unfamiliar."""
+IMAGE_TYPE = "BRIGHTFIELD_H_E"
+"""What every slide of a new project is."""
 _SLIDE_COLUMN = "slide"
 _THUMBNAIL_PX = 1000
 
@@ -66,8 +70,8 @@ def make_study(
 ) -> dict[str, Any]:
     """Write `project/project.qpproj` and `study.toml` into a new folder.
 
-    The image type (H&E) is not set: QuPath keeps it in the image's `data.qpdata`, which only QuPath
-    writes. `next` of the result says what to choose.
+    QuPath keeps the image type in the image's `data.qpdata`, which only QuPath writes. So it is set to H&E
+    where a QuPath is found; elsewhere `notes` say why not, and `next` what to choose.
 
     Args:
         folder: new or empty.
@@ -106,14 +110,36 @@ def make_study(
     project = create_project(folder / "project", images, path_classes=path_classes)
     study_file = folder / "study.toml"
     write_text(study_file, _study_text(folder, images, path_classes))
+    typed, why_not = _set_image_type(project)
     return {
         "study": str(study_file),
         "project": str(project),
-        "images": [_row(image) for image in images],
-        "notes": _notes(images, slides, table, patients),
-        "next": _next(folder, project, images),
+        "images": [
+            _row(image) | {"image_type": IMAGE_TYPES[IMAGE_TYPE] if image.name in typed else None}
+            for image in images
+        ],
+        "notes": [*_notes(images, slides, table, patients), *why_not],
+        "next": _next(folder, project, images, typed=len(typed) == len(images)),
         "failed": failed,
     }
+
+
+def _set_image_type(project_file: Path) -> tuple[set[str], list[str]]:
+    """The names of the images that are H&E for QuPath now, and why others are not."""
+    try:
+        find_qupath()
+        project = PaquoProject(project_file)
+    except HnsccQpError as error:
+        return set(), [f"the image type is left to QuPath, which could not be asked here: {error}"]
+    typed: set[str] = set()
+    why_not = []
+    for image in project.images:
+        try:
+            project.set_image_type(image, IMAGE_TYPE)
+            typed.add(image.name)
+        except HnsccQpError as error:
+            why_not.append(f"the image type is left to QuPath: {error}")
+    return typed, why_not
 
 
 def _need_empty(folder: Path) -> None:
@@ -259,12 +285,14 @@ def _notes(
     return notes
 
 
-def _next(folder: Path, project: Path, images: Sequence[NewImage]) -> list[str]:
-    lines = [
-        f"open {project} in QuPath",
-        "QuPath asks for the image type when you first open an image; choose Brightfield (H&E)",
-        f"outline every tumor with the class {TUMOR}, and save (Ctrl+S)",
-    ]
+def _next(folder: Path, project: Path, images: Sequence[NewImage], *, typed: bool) -> list[str]:
+    lines = [f"open {project} in QuPath"]
+    if not typed:
+        lines.append(
+            f"where QuPath asks for the image type, choose {IMAGE_TYPES[IMAGE_TYPE]}; "
+            "or run qupath_scripts/set_image_type.groovy for the project"
+        )
+    lines.append(f"outline every tumor with the class {TUMOR}, and save (Ctrl+S)")
     if not any("status" in image.metadata for image in images):
         lines.append("say which slides are negative: metadata 'status' = negative (Edit metadata)")
     return [*lines, f"hnscc-qp doctor {folder}", f"hnscc-qp run {folder}"]

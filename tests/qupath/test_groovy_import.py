@@ -119,7 +119,8 @@ def test_a_region_accepted_by_hand_does_not_come_back(tmp_path: Path) -> None:
     import qupath.lib.objects.PathObjects
     import qupath.lib.objects.classes.PathClass
     import static qupath.lib.scripting.QP.*
-    def found = getCurrentHierarchy().getAllObjects(false).find {{ it.getID().toString() == '{detection(1).id}' }}
+    def wanted = '{detection(1).id}'
+    def found = getCurrentHierarchy().getAllObjects(false).find {{ it.getID().toString() == wanted }}
     getCurrentHierarchy().addObject(
         PathObjects.createAnnotationObject(found.getROI(), PathClass.fromString('Tumor')))
     """
@@ -160,6 +161,18 @@ def test_without_a_file_the_script_says_what_to_run(tmp_path: Path) -> None:
     line = import_detections(project)
     assert line.startswith("case: 1: no AI detections") and "hnscc-qp push" in line
     assert describe(project) == []
+
+
+def test_an_image_without_a_type_becomes_h_and_e_and_another_type_stays(tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    typed = "println qupath.lib.scripting.QP.getCurrentImageData().getImageType()"
+    assert run(project, script("set_image_type")) == ["case: 1: now of type Brightfield (H&E)"]
+    assert run(project, typed) == ["Brightfield (H&E)"]
+    run(project, "qupath.lib.scripting.QP.setImageType('FLUORESCENCE')")
+    assert run(project, script("set_image_type")) == [
+        "case: 1: is of type Fluorescence already, nothing changed"
+    ]
+    assert run(project, typed) == ["Fluorescence"]
 
 
 def test_annotations_are_imported_into_an_image_that_has_none(tmp_path: Path) -> None:

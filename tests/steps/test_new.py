@@ -12,9 +12,10 @@ from drawnframes import half, write_scn, write_tiff
 from PIL import Image
 
 from hnscc_qp.cli.main import main
-from hnscc_qp.errors import CohortError, SlideReadError, StudyError
+from hnscc_qp.errors import CohortError, ProjectError, SlideReadError, StudyError
 from hnscc_qp.geometry import Mpp, PixelSize, Region
 from hnscc_qp.progress import SILENT
+from hnscc_qp.qupath import jvm
 from hnscc_qp.qupath.project import open_project
 from hnscc_qp.slides.reader import open_slide
 from hnscc_qp.steps import new
@@ -62,7 +63,20 @@ def test_the_project_shows_each_slide_as_qupath_would(tmp_path, slides):
         with Image.open(Path(made["project"]).parent / "data" / image.entry_id / "thumbnail.jpg") as picture:
             assert picture.size == (600, 400)
     assert "without a pixel size: no mpp.tif; set it in QuPath" in made["notes"][0]
-    assert "choose Brightfield (H&E)" in made["next"][1]
+
+
+def test_where_there_is_no_qupath_the_image_type_is_left_to_it_and_said_so(tmp_path, slides, monkeypatch):
+    find_spec = jvm.importlib.util.find_spec
+    monkeypatch.setattr(
+        jvm.importlib.util, "find_spec", lambda name: None if name == "paquo" else find_spec(name)
+    )
+    made = make_study(tmp_path / "study", slides)
+    assert [image["image_type"] for image in made["images"]] == [None] * 3
+    assert any(
+        "image type was not set" in note and "paquo is not installed" in note for note in made["notes"]
+    )
+    assert "choose Brightfield (H&E)" in made["next"][1] and "set_image_type.groovy" in made["next"][1]
+    assert not list((tmp_path / "study" / "project").rglob("*.qpdata"))
 
 
 def test_the_study_file_is_ready_to_use(tmp_path, slides):
@@ -205,6 +219,12 @@ def test_a_real_qupath_opens_the_project_and_shows_the_same_pixels(tmp_path, sli
     project = open_project(Path(made["project"]), backend="paquo")
     from jpype import JClass
 
+    assert [image["image_type"] for image in made["images"]] == ["Brightfield (H&E)"] * 3
+    assert [image.image_type for image in project.images] == ["Brightfield (H&E)"] * 3
+    assert not any("image type" in line for line in [*made["notes"], *made["next"]])
+    assert project.objects(project.images[0]) == ()
+    with pytest.raises(ProjectError, match="saved already"):
+        project.set_image_type(project.images[0], "FLUORESCENCE")
     assert [image.name for image in project.images] == [path.name for path in slides]
     assert dict(project.images[0].metadata) == {"patient": "HN-1", "status": "positive"}
     assert str(project.path_classes[0]) == "Tumor"
@@ -214,7 +234,7 @@ def test_a_real_qupath_opens_the_project_and_shows_the_same_pixels(tmp_path, sli
     plain_builder = JClass("qupath.lib.images.servers.openslide.OpenslideServerBuilder")()
     for entry, image, path in zip(opened.getImageList(), project.images, slides, strict=True):
         server = entry.readImageData().getServer()
-        assert str(entry.readImageData().getImageType()) in ("Not set", "Unset")
+        assert str(entry.readImageData().getImageType()) == "Brightfield (H&E)"
         # What QuPath itself would have stored of the slide.
         theirs = plain_builder.buildServer(JClass("java.net.URI")(path.as_uri()))
         assert (int(server.getWidth()), int(server.getHeight())) == (600, 400)
