@@ -73,7 +73,7 @@ def test_where_there_is_no_qupath_the_image_type_is_left_to_it_and_said_so(tmp_p
     made = make_study(tmp_path / "study", slides)
     assert [image["image_type"] for image in made["images"]] == [None] * 3
     assert any(
-        "image type was not set" in note and "paquo is not installed" in note for note in made["notes"]
+        "image type is left to QuPath" in note and "paquo is not installed" in note for note in made["notes"]
     )
     assert "choose Brightfield (H&E)" in made["next"][1] and "set_image_type.groovy" in made["next"][1]
     assert not list((tmp_path / "study" / "project").rglob("*.qpdata"))
