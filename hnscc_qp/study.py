@@ -80,6 +80,14 @@ class Truth(_Settings):
         return self.pattern or "{folder}/{slide}" + endings.get(self.source, "")
 
 
+class Stain(_Settings):
+    """Stain normalisation, for training and scoring alike; the paper has none. See docs/stain.md."""
+
+    normalisation: Literal["none", "macenko", "reinhard"] = "none"
+    reference: str = ""
+    """A picture of stained tissue that slides are normalised to; if empty, a fixed, published reference."""
+
+
 class Cohort(_Settings):
     """Where the project keeps patient, slide status and date of surgery: keys of QuPath's image metadata."""
 
@@ -219,6 +227,7 @@ class Study(_Settings):
     """One `[truth]`, or several `[[truth]]`."""
     cohort: Cohort = Cohort()
     split: Split = Split()
+    stain: Stain = Stain()
     patches: Patches = Patches()
     training: Training = Training()
     mining: Mining = Mining()
@@ -264,16 +273,7 @@ def load_study(path: Path, *, weights: str | None = None) -> Study:
         raise StudyError(f"{path}: unknown key 'path'; a study is named by its file")
     path = path.resolve()
     values.setdefault("name", path.parent.name)
-    if isinstance(values.get("project"), str):
-        values["project"] = path.parent / values["project"]
-    if isinstance(values.get("slides"), list) and all(isinstance(item, str) for item in values["slides"]):
-        values["slides"] = tuple(path.parent / item for item in values["slides"])
-    split = values.get("split")
-    if isinstance(split, dict) and isinstance(split.get("file"), str):
-        split["file"] = str(path.parent / split["file"])
-    training = values.get("training")
-    if isinstance(training, dict) and isinstance(training.get("weights"), str):
-        training["weights"] = _resolve_weights(training["weights"], path.parent)
+    _resolve_paths(values, path.parent)
     if isinstance(values.get("truth"), dict):
         values["truth"] = [values["truth"]]
     if weights is not None:
@@ -282,6 +282,19 @@ def load_study(path: Path, *, weights: str | None = None) -> Study:
         return Study(path=path, **values)
     except ValidationError as error:
         raise StudyError(f"{path}: {_first_problem(error)}") from error
+
+
+def _resolve_paths(values: dict[str, Any], root: Path) -> None:
+    """Make the file's relative paths count from its folder; what is no path the checks will tell."""
+    if isinstance(values.get("project"), str):
+        values["project"] = root / values["project"]
+    if isinstance(values.get("slides"), list) and all(isinstance(item, str) for item in values["slides"]):
+        values["slides"] = tuple(root / item for item in values["slides"])
+    for section, key in (("split", "file"), ("stain", "reference"), ("training", "weights")):
+        table = values.get(section)
+        # An empty one means that there is none.
+        if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
+            table[key] = _resolve_weights(table[key], root) if key == "weights" else str(root / table[key])
 
 
 def _resolve_weights(weights: str, root: Path) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -117,7 +117,11 @@ def save_model(
 
 
 def load_model(
-    folder: Path, *, recipe: Recipe | None = None, network: str | None = None
+    folder: Path,
+    *,
+    recipe: Recipe | None = None,
+    network: str | None = None,
+    stain: Mapping[str, Any] | Literal["any"] | None = "any",
 ) -> tuple[Classifier, ModelCard]:
     """Read a model, in eval mode, on the CPU, with the temperature of its card.
 
@@ -125,6 +129,7 @@ def load_model(
         folder: of the model.
         recipe: the only one that will do; any if None.
         network: the only one that will do; any if None.
+        stain: how the slides that it is to see are normalised, None if they are not; not checked if "any".
 
     Raises:
         CheckpointError: it is missing, damaged, not ours, newer, or not what is asked for; the message
@@ -137,6 +142,8 @@ def load_model(
                 f"the model in {folder} has the {key} '{found}', '{wanted}' is needed; "
                 f'train it again with {key} = "{wanted}", or name another folder'
             )
+    if stain != "any" and card.stain != (None if stain is None else dict(stain)):
+        raise CheckpointError(_other_stain(folder, card.stain, stain))
     path = folder / WEIGHTS_FILE
     try:
         data = path.read_bytes()
@@ -159,6 +166,21 @@ def load_model(
     classifier.load_state_dict(tensors, strict=True)
     classifier.temperature = card.temperature
     return classifier.eval(), card
+
+
+def _other_stain(folder: Path, trained: Mapping[str, Any] | None, wanted: Any) -> str:
+    of_model, of_study = (
+        "none" if stain is None else str(stain.get("normalisation")) for stain in (trained, wanted)
+    )
+    if of_model == of_study:
+        return (
+            f"the model in {folder} was trained with the stain normalisation '{of_model}' to another "
+            "reference than this study's; set stain.reference back, or train the model again"
+        )
+    return (
+        f"the model in {folder} was trained with the stain normalisation '{of_model}', this study has "
+        f"'{of_study}'; set stain.normalisation = \"{of_model}\", or train the model again"
+    )
 
 
 def _build(card: ModelCard) -> Classifier:

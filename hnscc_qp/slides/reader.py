@@ -105,6 +105,11 @@ class Slide:
         return self.path.name
 
     @property
+    def as_scanned(self) -> Slide:
+        """The slide in its own colours: this one, unless its stain is normalised."""
+        return self
+
+    @property
     def pixel_size(self) -> PixelSize:
         """Size of a QuPath px: QuPath's calibration, else the scanner's.
 

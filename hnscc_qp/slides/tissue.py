@@ -43,14 +43,14 @@ def find_tissue(slide: Slide, grid: Grid) -> BoolMask:
     stained = np.empty((grid.rows, grid.columns), np.bool_)
     for row in range(0, grid.rows, _STRIP_ROWS):
         rows = min(_STRIP_ROWS, grid.rows - row)
-        pixels = slide.read(grid.region(row, 0, rows=rows, columns=grid.columns), block_mpp)
-        stained[row : row + rows] = _is_stained(pixels)
+        pixels = slide.as_scanned.read(grid.region(row, 0, rows=rows, columns=grid.columns), block_mpp)
+        stained[row : row + rows] = is_stained(pixels)
     smallest = grid.window_blocks**2
     return _drop_small(~_drop_small(~stained, smallest), smallest)
 
 
-def _is_stained(pixels: RGBPixels) -> BoolMask:
-    """The colour rule: (height, width, 3) uint8 → (height, width) bool."""
+def is_stained(pixels: RGBPixels) -> BoolMask:
+    """The colour rule: (..., 3) uint8 → (...) bool."""
     density = _DENSITY[pixels]
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
     tint = green - np.minimum(red, blue)

@@ -19,6 +19,15 @@ from hnscc_qp.qupath.geojson import sidecar_name
 from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import ImageEntry, Project, open_project
 from hnscc_qp.slides.reader import Slide, open_slide
+from hnscc_qp.slides.stain import (
+    NormalisedSlide,
+    StainFit,
+    StainTarget,
+    fit_slide,
+    read_fit,
+    stain_target,
+    write_fit,
+)
 from hnscc_qp.study import Study, Truth
 
 Manifest = dict[str, Any]
@@ -52,14 +61,43 @@ class Context:
         return None
 
     def open_image(self, image: ImageEntry) -> Slide:
-        """Open the slide of an image in QuPath's frame.
+        """Open the slide of an image in QuPath's frame, in the colours that models are to see.
+
+        With stain normalisation on, the fit of the slide is kept in the generation's `stain/` folder.
 
         Raises:
             UnsupportedServerError: the file is not the size that QuPath knows, so that places
                 would not fit; or QuPath shows it flipped, stitched or the like.
             SlideNotFoundError, SlideReadError: it is not there or is not a slide.
         """
-        return self._open_as_scanned(image)
+        slide = self.open_as_scanned(image)
+        target = self.stain_target
+        return slide if target is None else NormalisedSlide(slide, self._stain_fit(image, slide, target))
+
+    @cached_property
+    def stain_target(self) -> StainTarget | None:
+        """What slides are normalised to; None if they are not."""
+        settings = self.study.stain
+        if settings.normalisation == "none":
+            return None
+        reference = Path(settings.reference) if settings.reference else None
+        return stain_target(settings.normalisation, reference)
+
+    @property
+    def stain(self) -> dict[str, Any] | None:
+        """The normalisation, for manifests and model cards; None if there is none."""
+        return None if self.stain_target is None else self.stain_target.as_json()
+
+    def _stain_fit(self, image: ImageEntry, slide: Slide, target: StainTarget) -> StainFit:
+        path = image_file(self.generation.step("stain"), image, ".json")
+        key = sha256_json([placement(image), target.as_json()])
+        fit = None if self.force else read_fit(path, key)
+        if fit is None:
+            fit = fit_slide(slide, target)
+            write_fit(path, fit, key=key, image=image.name)
+            if fit.fallback:
+                self.progress.warn(f"{image.name} keeps its own stain: {fit.fallback}")
+        return fit
 
     def objects(self, image: ImageEntry) -> tuple[PathObject, ...]:
         """The image's annotations from all sources that the study names; top-level, in QuPath px.
@@ -73,7 +111,7 @@ class Context:
         if any(source.source == "qupath" for source in self.study.truth):
             objects = self.project.objects(image)
         for path, source in self._truth_files(image):
-            read = read_truth(path, source, slide=self._open_as_scanned(image), image_name=image.name)
+            read = read_truth(path, source, slide=self.open_as_scanned(image), image_name=image.name)
             for note in read.notes:
                 self.progress.warn(f"{image.name}: {note}")
             objects += read.objects
@@ -107,7 +145,12 @@ class Context:
                     files.append((path, source))
         return files
 
-    def _open_as_scanned(self, image: ImageEntry) -> Slide:
+    def open_as_scanned(self, image: ImageEntry) -> Slide:
+        """Open the slide of an image in its own colours: for people, and to place things on it.
+
+        Raises:
+            HnsccQpError: as `open_image`.
+        """
         path = self.project.slide_path(image)
         slide = open_slide(
             path, pixel_size=image.pixel_size, crop_to_bounds=image.crop_to_bounds, view=image.view

@@ -119,7 +119,7 @@ def _check_image(context: Context, image: ImageEntry) -> ImageCheck:
     except HnsccQpError as error:
         check.problems.append(str(error))
     try:
-        slide = context.open_image(image)
+        slide = context.open_as_scanned(image)
         check.slide, check.size_px = str(slide.path), slide.size
         check.slide_size_px, check.bounds_origin_px = slide.levels[0].size, slide.bounds
         check.levels = [max(level.downsample) for level in slide.levels]

@@ -40,12 +40,12 @@ def mine_negatives(context: Context) -> Manifest:
         for image in context.project.images
         if (member := members.get(image.entry_id)) and not member.positive and member.side is not Side.TEST
     ]
-    settings = context.study.settings("mining", "scoring")
+    settings = context.study.settings("mining", "scoring") | {"stain": context.stain}
     inputs = trained["outputs"] | {"split": split.seal}
     inputs |= {f"image {image.entry_id}": placement(image) for image in wanted}
     if done := context.finished(STEP, settings, inputs):
         return done
-    primary, _ = load_model(context.generation.step(PRIMARY), recipe="window")
+    primary, _ = load_model(context.generation.step(PRIMARY), recipe="window", stain=context.stain)
     assert isinstance(primary, WindowClassifier)
     device = choose_device(context.study.device)
 

@@ -53,7 +53,7 @@ def make_patches(context: Context) -> Manifest:
     """
     started = time.time()
     settings = context.study.settings("classes", "truth", "cohort", "patches")
-    settings |= {"split": split_settings(context)}
+    settings |= {"split": split_settings(context), "stain": context.stain}
     inputs = {f"image {image.entry_id}": _state(context, image) for image in context.project.images}
     if done := context.finished(STEP, settings, inputs):
         return done

@@ -110,7 +110,7 @@ def _save_picture(context: Context, image: ImageEntry, score_map: ScoreMap, thre
         for item, meaning in annotated_meanings(context.objects(image), context.study.classes)
         if meaning is Label.TUMOR
     ]
-    picture = draw_preview(context.open_image(image), score_map, threshold_votes, truth=truth)
+    picture = draw_preview(context.open_as_scanned(image), score_map, threshold_votes, truth=truth)
     with atomic_path(picture_file(context, image)) as partial:
         picture.save(partial, format="PNG")
 

@@ -38,7 +38,7 @@ def score_images(context: Context, *, only: tuple[str, ...] = ()) -> Manifest:
     cascade, models = load_cascade(context)
     if not isinstance(cascade, Cascade):
         raise StepError('dense models can\'t be scored yet; set recipe = "window"')
-    settings = context.study.settings("scoring")
+    settings = context.study.settings("scoring") | {"stain": context.stain}
     inputs = models | {f"image {image.entry_id}": placement(image) for image in context.project.images}
     if not only and (done := context.finished(STEP, settings, inputs)):
         return done

@@ -122,11 +122,11 @@ def load_cascade(context: Context) -> tuple[AnyCascade, dict[str, str]]:
     command = f"hnscc-qp train {context.study.path} --stage"
     context.generation.need(PRIMARY, command=f"{command} {PRIMARY}")
     second = context.generation.need(SECONDARY, command=f"{command} {SECONDARY}")
-    primary, card = load_model(context.generation.step(PRIMARY))
+    primary, card = load_model(context.generation.step(PRIMARY), stain=context.stain)
     hashes = {"primary model": card.sha256}
     if not second["counts"]["trained"]:
         return make_cascade(primary, None), hashes
-    secondary, card = load_model(context.generation.step(SECONDARY))
+    secondary, card = load_model(context.generation.step(SECONDARY), stain=context.stain)
     return make_cascade(primary, secondary), hashes | {"secondary model": card.sha256}
 
 
@@ -150,7 +150,7 @@ def _train(
     )
     origin = weights_origin(training.network, training.weights)
     if stage == SECONDARY and training.weights == "none":
-        primary, card = load_model(context.generation.step(PRIMARY))
+        primary, card = load_model(context.generation.step(PRIMARY), stain=context.stain)
         classifier.load_state_dict(primary.state_dict())
         origin = {"name": "the primary model", "sha256": card.sha256}
     result = fit(
@@ -194,6 +194,8 @@ def _train(
         temperature=report.temperature.value,
         temperature_reason=report.temperature.reason,
         device=str(device),
+        # As the patches were cut, whatever the study says by now.
+        stain=context.generation.need(patches.STEP, command="hnscc-qp patches")["settings"].get("stain"),
         seconds=result.seconds,
     )
     write_json(folder / "history.json", result.as_json())
