@@ -17,7 +17,7 @@ import typer
 
 from hnscc_qp import RESEARCH_USE_ONLY, __version__
 from hnscc_qp.cli import render
-from hnscc_qp.errors import ExitCode, HnsccQpError
+from hnscc_qp.errors import ExitCode, HnsccQpError, StudyError
 
 if TYPE_CHECKING:
     from hnscc_qp.steps.context import Context
@@ -208,14 +208,27 @@ def patches(study: StudyArg, force: Force = False, as_json: Json = False) -> Non
 def train(
     study: StudyArg,
     stage: Annotated[Stage, typer.Option(help="the primary comes first")] = Stage.PRIMARY,
+    all_networks: Annotated[
+        bool,
+        typer.Option(
+            "--all-networks",
+            help="train each of the paper's networks as primary, compare them (Table 2), keep the best",
+        ),
+    ] = False,
     weights: Weights = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Train the primary or the secondary model."""
+    from hnscc_qp.steps.networks import train_networks
     from hnscc_qp.steps.train import train_primary, train_secondary
 
     context = _context(study, as_json=as_json, force=force, weights=weights)
+    if all_networks:
+        if stage is Stage.SECONDARY:
+            raise StudyError("--all-networks chooses the primary; leave --stage secondary out")
+        _step(context, train_networks, as_json=as_json)
+        return
     step = train_primary if stage is Stage.PRIMARY else train_secondary
     _step(context, step, as_json=as_json)
 

@@ -9,6 +9,7 @@ from typing import Any
 from hnscc_qp import RESEARCH_USE_ONLY
 from hnscc_qp.cli import render
 from hnscc_qp.steps.context import Context
+from hnscc_qp.steps.table2 import accuracy_text, auc_text
 
 Manifest = dict[str, Any]
 
@@ -21,7 +22,8 @@ def print_summary(manifests: Sequence[Manifest], *, generation: Path) -> None:
             render.print_line(f"  {note}")
     failed = {name: reason for manifest in manifests for name, reason in manifest["failed"].items()}
     if failed:
-        render.print_table("left out", ["image", "why"], failed.items())
+        what = "network" if manifests[0]["step"] == "networks" else "image"
+        render.print_table("left out", [what, "why"], failed.items())
     render.print_line(f"files are in {generation}")
 
 
@@ -172,6 +174,33 @@ def _model(manifest: Manifest) -> None:
     )
 
 
+def _networks(manifest: Manifest) -> None:
+    rows = manifest["table"]
+    sides = [side for side in ("validation", "test") if any(f"{side} auc" in row for row in rows)]
+    render.print_table(
+        "candidates for the primary (95 % intervals by patients)",
+        [
+            "network",
+            "depth",
+            "parameters",
+            *(f"{share}, {side}" for side in sides for share in ("accuracy", "AUC")),
+            "time",
+            "",
+        ],
+        [
+            (
+                row["network"],
+                row["depth"],
+                f"{row['parameters'] / 1e6:.1f} M",
+                *(text(row, side) for side in sides for text in (accuracy_text, auc_text)),
+                f"{row['seconds']:.0f} s",
+                "the primary" if row["chosen"] else None,
+            )
+            for row in rows
+        ],
+    )
+
+
 def _mine(manifest: Manifest) -> None:
     counts = manifest["counts"]
     found = " and ".join(f"{number} ({side})" for side, number in counts["false positives"].items())
@@ -241,6 +270,7 @@ def _three(value: float | None) -> str | None:
 _PRINTERS: dict[str, Callable[[Manifest], None]] = {
     "patches": _patches,
     "primary": _model,
+    "networks": _networks,
     "mine": _mine,
     "secondary": _model,
     "score": _score,

@@ -39,6 +39,7 @@ __all__ = [
     "ModelCard",
     "Recipe",
     "Stage",
+    "load_card",
     "load_model",
     "save_model",
 ]
@@ -135,7 +136,7 @@ def load_model(
         CheckpointError: it is missing, damaged, not ours, newer, or not what is asked for; the message
             names what.
     """
-    card = _read_card(folder / CARD_FILE)
+    card = load_card(folder)
     for key, wanted, found in (("recipe", recipe, card.recipe), ("network", network, card.network)):
         if wanted is not None and wanted != found:
             raise CheckpointError(
@@ -192,7 +193,13 @@ def _build(card: ModelCard) -> Classifier:
         raise CheckpointError(f"the model card contradicts itself: {error}") from error
 
 
-def _read_card(path: Path) -> ModelCard:
+def load_card(folder: Path) -> ModelCard:
+    """Read the card of a model, and not its weights.
+
+    Raises:
+        CheckpointError: it is missing, damaged, not ours or newer; the message names what.
+    """
+    path = folder / CARD_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

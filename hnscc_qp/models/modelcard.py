@@ -86,8 +86,9 @@ def _lines(card: ModelCard) -> Iterator[str]:
     yield from _figures(card.figures)
     yield from (
         "",
-        "Validation chose the epoch that was kept, so it flatters. Intervals are 95 %. Those by patient come "
-        "from patients drawn with replacement; they need two patients or more with each class.",
+        "Validation chose the epoch that was kept, so it flatters. Intervals are 95 %. They come from "
+        "patients drawn with replacement, and need two or more with what is counted; those of shares are "
+        "never narrower than Wilson's, for as many windows.",
         "",
         f"Temperature: {card.temperature:.3g} ({card.temperature_reason}). What is shown as a probability is "
         "divided by it first; what is called tumor does not change.",

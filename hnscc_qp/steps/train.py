@@ -14,13 +14,22 @@ from hnscc_qp.files import sha256_json, write_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_PX
 from hnscc_qp.models.cascade import AnyCascade, make_cascade
-from hnscc_qp.models.checkpoint import PRIMARY, SECONDARY, WEIGHTS_FILE, Stage, load_model, save_model
+from hnscc_qp.models.checkpoint import (
+    PRIMARY,
+    SECONDARY,
+    WEIGHTS_FILE,
+    Stage,
+    load_card,
+    load_model,
+    save_model,
+)
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.models.networks import WindowClassifier, weights_origin
 from hnscc_qp.patches.dataset import DevelopmentSet, TestSet, open_development, open_test
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
 from hnscc_qp.steps import mine, patches
+from hnscc_qp.steps.choice import with_chosen_network
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.training.evaluate import predict
@@ -53,8 +62,12 @@ class _Samples:
         return np.flatnonzero(self.sides == side)
 
 
-def train_primary(context: Context) -> Manifest:
+def train_primary(context: Context, *, step: str = PRIMARY) -> Manifest:
     """Train the primary on the labelled patches (Tang et al. 2022, §2.3).
+
+    Args:
+        context: of the study.
+        step: where to write; a candidate for the primary lies elsewhere, see `steps.networks`.
 
     Raises:
         StepError: there are no patches yet.
@@ -62,9 +75,12 @@ def train_primary(context: Context) -> Manifest:
         TrainingError: a class is missing, or training went astray.
     """
     cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {context.study.path}")
+    if step == PRIMARY:
+        context = with_chosen_network(context, cut["outputs"])
     return _train(
         context,
         PRIMARY,
+        step=step,
         inputs=cut["outputs"],
         gather=lambda: _Samples.of(_development(context, patches.STEP)),
     )
@@ -86,7 +102,9 @@ def train_secondary(context: Context) -> Manifest:
     inputs = {**cut["outputs"], **mined["outputs"]}
     reason = why_no_secondary(mined["counts"]["false positives"], context.study.mining)
     if reason is None:
-        return _train(context, SECONDARY, inputs=inputs, gather=lambda: _hard_patches(context))
+        return _train(
+            context, SECONDARY, step=SECONDARY, inputs=inputs, gather=lambda: _hard_patches(context)
+        )
     settings = _settings(context)
     if done := context.finished(SECONDARY, settings, inputs):
         return done
@@ -136,11 +154,11 @@ def cascade_hash(models: Mapping[str, str]) -> str:
 
 
 def _train(
-    context: Context, stage: Stage, *, inputs: Mapping[str, str], gather: Callable[[], _Samples]
+    context: Context, stage: Stage, *, step: str, inputs: Mapping[str, str], gather: Callable[[], _Samples]
 ) -> Manifest:
     started = time.time()
     settings = _settings(context)
-    if done := context.finished(stage, settings, inputs):
+    if done := context.finished(step, settings, inputs):
         return done
     samples = gather()
     training = context.study.training
@@ -149,7 +167,7 @@ def _train(
         training.network, input_px=training.input_px, weights=training.weights, seed=training.seed
     )
     origin = weights_origin(training.network, training.weights)
-    if stage == SECONDARY and training.weights == "none":
+    if stage == SECONDARY and training.weights == "none" and _same_network(context):
         primary, card = load_model(context.generation.step(PRIMARY), stain=context.stain)
         classifier.load_state_dict(primary.state_dict())
         origin = {"name": "the primary model", "sha256": card.sha256}
@@ -177,7 +195,7 @@ def _train(
             "the secondary takes no tumor patch of validation for tumor: the cascade is the primary alone"
         )
         return _do_without(context, settings, inputs, reason, started=started)
-    folder = context.generation.step(stage)
+    folder = context.generation.step(step)
     card = save_model(
         folder,
         classifier,
@@ -208,7 +226,7 @@ def _train(
         progress=context.progress,
     )
     manifest = make_manifest(
-        step=stage,
+        step=step,
         settings=settings,
         inputs=inputs,
         outputs={f"{stage} model": card.sha256},
@@ -217,6 +235,11 @@ def _train(
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _same_network(context: Context) -> bool:
+    """Whether the primary, which may have been chosen among several, is the study's own network."""
+    return load_card(context.generation.step(PRIMARY)).network == context.study.training.network
 
 
 def _settings(context: Context) -> dict[str, Any]:

@@ -24,9 +24,11 @@ Interval = tuple[float, float]
 class Figures:
     """How well windows were called at P(tumor) > 0.5, and the area under the ROC curve.
 
-    A share is None where there is nothing to take it of. Intervals are of 95 %. `..._interval` draws patients
-    with replacement, and is None where fewer than two have what is counted; `..._wilson` (Wilson 1927)
+    A share is None where there is nothing to take it of. Intervals are of 95 %. `..._wilson` (Wilson 1927)
     takes each window for a draw of its own, which is too narrow where windows of one patient are alike.
+    `..._interval` draws patients with replacement, and is None where fewer than two have what is counted. Few
+    patients can draw too narrow an interval, of no width where all windows are right, so that of a share is
+    widened to hold Wilson's.
     """
 
     n: int
@@ -110,24 +112,26 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike, groups: ArrayLike | No
     both = labels.any() and not labels.all()
     right = called == labels
     patients = None if groups is None or not len(labels) else _Patients(np.asarray(groups))
-    everyone = np.ones_like(labels)
+    accuracy, accuracy_interval, accuracy_wilson = _share(right, np.ones_like(labels), patients)
+    sensitivity, sensitivity_interval, sensitivity_wilson = _share(right, labels, patients)
+    specificity, specificity_interval, specificity_wilson = _share(right, ~labels, patients)
     return Figures(
         n=len(labels),
-        accuracy=_share(right),
+        accuracy=accuracy,
         auc=float(roc_auc_score(labels, probabilities)) if both else None,
         auc_interval=patients.auc_interval(probabilities, labels) if patients and both else None,
         true_tumor=int((called & labels).sum()),
         false_tumor=int((called & ~labels).sum()),
         true_nontumor=int((~called & ~labels).sum()),
         false_nontumor=int((~called & labels).sum()),
-        accuracy_interval=patients.share_interval(right, everyone) if patients else None,
-        accuracy_wilson=wilson_interval(right.sum(), right.size),
-        sensitivity=_share(right[labels]),
-        sensitivity_interval=patients.share_interval(right, labels) if patients else None,
-        sensitivity_wilson=wilson_interval(right[labels].sum(), labels.sum()),
-        specificity=_share(right[~labels]),
-        specificity_interval=patients.share_interval(right, ~labels) if patients else None,
-        specificity_wilson=wilson_interval(right[~labels].sum(), (~labels).sum()),
+        accuracy_interval=accuracy_interval,
+        accuracy_wilson=accuracy_wilson,
+        sensitivity=sensitivity,
+        sensitivity_interval=sensitivity_interval,
+        sensitivity_wilson=sensitivity_wilson,
+        specificity=specificity,
+        specificity_interval=specificity_interval,
+        specificity_wilson=specificity_wilson,
         calibration_error=measure_reliability(probabilities, labels).calibration_error,
         brier=float(np.mean((probabilities.astype(np.float64) - labels) ** 2)) if len(labels) else None,
     )
@@ -141,8 +145,17 @@ def wilson_interval(count: int, of: int) -> Interval | None:
     return float(interval.low), float(interval.high)
 
 
-def _share(right: NDArray[np.bool_]) -> float | None:
-    return float(right.mean()) if len(right) else None
+def _share(
+    right: NDArray[np.bool_], among: NDArray[np.bool_], patients: _Patients | None
+) -> tuple[float | None, Interval | None, Interval | None]:
+    """The share of some windows that is right, its interval by patients, and Wilson's."""
+    if not among.any():
+        return None, None, None
+    wilson = wilson_interval(right[among].sum(), among.sum())
+    drawn = patients.share_interval(right, among) if patients else None
+    assert wilson is not None
+    interval = (min(drawn[0], wilson[0]), max(drawn[1], wilson[1])) if drawn else None
+    return float(right[among].mean()), interval, wilson
 
 
 class _Patients:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +45,60 @@ def draw_confusion(path: Path, report: Report, *, title: str) -> None:
             _confusion(axis, side, found)
 
 
+@dataclass(frozen=True, slots=True)
+class RocCurve:
+    """One line of a ROC picture, and the point on it where windows were called."""
+
+    label: str
+    false_positive_rate: Sequence[float]
+    """Empty where a class is missing."""
+    true_positive_rate: Sequence[float]
+    called: tuple[float, float] | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        figures: Mapping[str, Any],
+        false_positive_rate: Sequence[float],
+        true_positive_rate: Sequence[float],
+    ) -> RocCurve:
+        """The curve with the AUC and its interval in its label.
+
+        Args:
+            name: of the side or model.
+            figures: `Figures` as JSON values.
+            false_positive_rate: from 0 to 1, with the rate below.
+            true_positive_rate: from 0 to 1.
+        """
+        if not false_positive_rate:
+            return cls(name, (), (), None)
+        label = f"{name}: AUC {figures['auc']:.3f}"
+        if figures["auc_interval"]:
+            label += " ({:.3f} to {:.3f})".format(*figures["auc_interval"])
+        called = (1 - figures["specificity"], figures["sensitivity"])
+        return cls(label, false_positive_rate, true_positive_rate, called)
+
+
 def draw_roc(path: Path, report: Report, *, title: str) -> None:
     """Sensitivity against false alarms at every threshold (Tang et al. 2022, Figure 3)."""
+    curves = [
+        RocCurve.of(side, found.figures.as_json(), found.false_positive_rate, found.true_positive_rate)
+        for side, found in report.sides.items()
+    ]
+    draw_roc_curves(path, curves, title=title)
+
+
+def draw_roc_curves(path: Path, curves: Sequence[RocCurve], *, title: str) -> None:
+    """Draw curves into one picture; one whose class is missing is left out."""
     with _figure(path, title, width=4.2, height=4.5) as figure:
         axis = figure.subplots()
-        for (side, found), (colour, style) in zip(report.sides.items(), _STYLES, strict=False):
-            if not found.false_positive_rate:
+        for curve, (colour, style) in zip(curves, _STYLES, strict=False):
+            if curve.called is None:
                 continue
-            figures = found.figures
-            interval = ""
-            if figures.auc_interval:
-                interval = " ({:.3f} to {:.3f})".format(*figures.auc_interval)
-            axis.plot(
-                found.false_positive_rate,
-                found.true_positive_rate,
-                color=colour,
-                linestyle=style,
-                linewidth=1.6,
-                clip_on=False,
-                label=f"{side}: AUC {figures.auc:.3f}{interval}",
-            )
-            assert figures.sensitivity is not None and figures.specificity is not None
-            axis.plot(
-                [1 - figures.specificity],
-                [figures.sensitivity],
-                "o",
-                color=colour,
-                markersize=5,
-                clip_on=False,
-            )
+            rates = curve.false_positive_rate, curve.true_positive_rate
+            axis.plot(*rates, color=colour, linestyle=style, linewidth=1.6, clip_on=False, label=curve.label)
+            axis.plot(*curve.called, "o", color=colour, markersize=5, clip_on=False)
         axis.set_xlabel("nontumor windows called tumor (1 − specificity)")
         axis.set_ylabel("tumor windows called tumor (sensitivity)")
         _unit_square(axis)

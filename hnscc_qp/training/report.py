@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -137,12 +138,7 @@ def write_report(
         progress: told if nothing can be drawn.
     """
     write_json(folder / EVALUATION_FILE, report.as_json())
-    try:
-        # Loaded here: matplotlib takes a second, and most commands draw nothing.
-        from hnscc_qp.training import figures  # noqa: PLC0415
-    except ImportError as error:
-        # A training of hours is not lost for a picture.
-        progress.warn(f"no figures were drawn ({error}); install matplotlib and train with --force")
+    if (figures := _pictures(progress)) is None:
         return
     figures.draw_confusion(folder / "confusion.png", report, title=title)
     figures.draw_roc(folder / "roc.png", report, title=title)
@@ -151,6 +147,41 @@ def write_report(
         figures.draw_learning_curve(
             folder / "learning-curve.png", history, best_epoch=best_epoch, title=title
         )
+
+
+def draw_comparison(
+    path: Path, evaluations: Mapping[str, Mapping[str, Any]], *, title: str, progress: Progress = SILENT
+) -> None:
+    """Draw the ROC curves of several models on validation into one picture, PNG and SVG.
+
+    Args:
+        path: of the PNG; the SVG lies beside.
+        evaluations: what `write_report` wrote, by the model's name.
+        title: of the picture.
+        progress: told if nothing can be drawn.
+    """
+    if (figures := _pictures(progress)) is None:
+        return
+    curves = []
+    for name, evaluation in evaluations.items():
+        side = evaluation["sides"]["validation"]
+        curves.append(
+            figures.RocCurve.of(
+                name, side["figures"], side["roc"]["false_positive_rate"], side["roc"]["true_positive_rate"]
+            )
+        )
+    figures.draw_roc_curves(path, curves, title=title)
+
+
+def _pictures(progress: Progress) -> ModuleType | None:
+    """The module that draws; None if it can't, and a warning: a training of hours is not lost for that."""
+    try:
+        # Loaded here: matplotlib takes a second, and most commands draw nothing.
+        from hnscc_qp.training import figures  # noqa: PLC0415
+    except ImportError as error:
+        progress.warn(f"no figures were drawn ({error}); install matplotlib and train with --force")
+        return None
+    return figures
 
 
 def _refuse_wrong(side: str, found: Predictions) -> None:
