@@ -161,10 +161,56 @@ class Patches(_Settings):
     seed: int = 1
 
 
-class Training(_Settings):
-    """Tang et al. 2022, §2.3; one set for both stages."""
+class WindowRecipe(_Settings):
+    """`[training.window]`, used where recipe = "window": the paper's (Tang et al. 2022, §2.3)."""
 
+    epochs: Annotated[int, Field(gt=0)] = 30
+    orientations: Annotated[int, Field(ge=1, le=8)] = 8
+    """Of the eight orientations of a patch, how many an epoch shows; fewer make it that much shorter."""
+    batch_size: Annotated[int, Field(gt=1)] = 128
+    """Patches."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor on the learning rate every `decay_epochs`."""
+    decay_epochs: Annotated[int, Field(gt=0)] = 10
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """L2, of Adam."""
+    patience: Annotated[int, Field(gt=0)] = 8
+    """Epochs without a better validation loss before training stops."""
+    stain_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """As in the dense recipe; the paper had none."""
+
+
+class DenseRecipe(_Settings):
+    """`[training.dense]`, used where recipe = "dense": every window of a tile at once; not the paper's."""
+
+    tile_px: Annotated[int, Field(ge=80, le=480, multiple_of=10)] = 240
+    """Side of the tiles that the network is shown, cut anywhere on the 10 px grid."""
+    max_tiles: Annotated[int, Field(ge=2)] = 2_000
+    """At most so many pieces of 480 px are cut from the development slides, and as many from test slides:
+    half of them with tumor, evenly over slides. 0.7 MB each."""
+    epochs: Annotated[int, Field(gt=0)] = 20
+    epoch_tiles: Annotated[int, Field(gt=0)] = 800
+    """Tiles that an epoch shows, as many drawn at a tumor window as at a nontumor one."""
+    batch_size: Annotated[int, Field(gt=0)] = 4
+    """Tiles; each of 240 px holds 441 windows."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of AdamW, at its highest: it rises over the first twentieth, then falls as a cosine to the end."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    stain_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """How strongly each tile's haematoxylin and eosin are varied: 0 not at all, 0.2 what Tellez et al. (2019)
+    call strong."""
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """The weights kept are a running average with this decay per batch; 0 keeps the last ones."""
+
+
+class Training(_Settings):
+    """One set for both stages. `recipe` says which of the two tables below applies."""
+
+    recipe: Literal["dense", "window"] = "window"
+    """`window`: each patch by itself, as the paper did. `dense`: all windows of a tile at once."""
     network: Literal["googlenet", "mobilenet_v2", "resnet50", "resnet101"] = "mobilenet_v2"
+    """GoogLeNet knows the window recipe only."""
     weights: str = "imagenet"
     """`imagenet` (torchvision's hub), `none` (from scratch), a safetensors file, or a folder with a file for
     each network (`resnet50.safetensors`, or torchvision's own `resnet50-0676ba61.pth`).
@@ -172,24 +218,33 @@ class Training(_Settings):
     With `none` the secondary starts from the primary's weights, not from the paper's ImageNet ones.
     """
     input_px: Annotated[int, Field(ge=32, le=512)] = 64
-    """Side that a 40 px window is resized to for the network; MATLAB's networks took 224."""
-    epochs: Annotated[int, Field(gt=0)] = 30
-    orientations: Annotated[int, Field(ge=1, le=8)] = 8
-    """Of the eight orientations of a patch, how many an epoch shows; fewer make it that much shorter."""
-    batch_size: Annotated[int, Field(gt=1)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
-    decay_epochs: Annotated[int, Field(gt=0)] = 10
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    patience: Annotated[int, Field(gt=0)] = 8
-    """Epochs without a better validation loss before training stops."""
+    """Side that a 40 px window is enlarged to for the network; MATLAB's networks took 224. The dense recipe
+    knows 32, 64 and 128."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products in training: `auto` is bfloat16 on a GPU that has it, float32 else."""
+    deterministic: bool = False
+    """On a GPU the same seed then gives the same weights, more slowly; on a CPU it always does."""
     seed: int = 1
+    window: WindowRecipe = WindowRecipe()
+    dense: DenseRecipe = DenseRecipe()
+
+    @model_validator(mode="after")
+    def _dense_fits(self) -> Training:
+        if self.recipe == "dense" and self.network == "googlenet":
+            raise ValueError(
+                'the dense recipe can\'t use googlenet; name another network or recipe = "window"'
+            )
+        if self.recipe == "dense" and self.input_px not in (32, 64, 128):
+            raise ValueError("the dense recipe needs input_px = 32, 64 or 128")
+        return self
 
 
 class Mining(_Settings):
     """Hard negatives: the primary's false positives on negative development slides."""
 
     stride_px: Annotated[int, Field(gt=0, multiple_of=10, le=40)] = 20
+    min_distance_px: Annotated[int, Field(ge=0)] = 0
+    """Of false positives nearer to each other than this, the surest is kept; 0, the paper's, keeps all."""
     min_false_positives: Annotated[int, Field(ge=2)] = 64
     """With fewer, no secondary is trained and the cascade is the primary alone."""
 
@@ -307,12 +362,20 @@ def _first_problem(error: ValidationError) -> str:
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
         known = _keys_of(where[:-1])
-        near = difflib.get_close_matches(where[-1], known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        tables = {"": known} | {table: _keys_of([*where[:-1], table]) for table in known}
+        near = difflib.get_close_matches(where[-1], {name for keys in tables.values() for name in keys}, n=1)
+        hint = f"known are {', '.join(known)}"
+        if near:
+            # A key of the recipes stands one table further down.
+            places = [".".join([*where[:-1], table]) for table, keys in tables.items() if near[0] in keys]
+            at = "" if near[0] in known else f" in {' or '.join(f'[{place}]' for place in places)}"
+            hint = f"did you mean '{near[0]}'{at}?"
         return f"unknown key '{key}'; {hint}"
     if problem["type"] == "missing":
         return f"'{key}' is missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict):  # of a whole table: the message says enough
+        return f"[{key}]: {message}" if key else message
     return f"'{key}' = {problem['input']!r}: {message}" if key else message
 
 

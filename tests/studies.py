@@ -33,8 +33,11 @@ stride_px = 10
 per_class = 600
 
 [training]
+recipe = "window"
 weights = "none"
 input_px = 32
+
+[training.window]
 orientations = 1
 epochs = 5
 batch_size = 16

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -205,8 +206,17 @@ def patches(study: StudyArg, force: Force = False, as_json: Json = False) -> Non
 
 
 @app.command()
+def tiles(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
+    """Cut tiles with the label of every window in them, for the dense recipe."""
+    from hnscc_qp.steps.tiles import make_tiles
+
+    _step(_context(study, as_json=as_json, force=force), make_tiles, as_json=as_json)
+
+
+@app.command()
 def train(
     study: StudyArg,
+    *,
     stage: Annotated[Stage, typer.Option(help="the primary comes first")] = Stage.PRIMARY,
     all_networks: Annotated[
         bool,
@@ -216,6 +226,10 @@ def train(
         ),
     ] = False,
     weights: Weights = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="stop after so long and keep the best; the same command then goes on"),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -223,7 +237,7 @@ def train(
     from hnscc_qp.steps.networks import train_networks
     from hnscc_qp.steps.train import train_primary, train_secondary
 
-    context = _context(study, as_json=as_json, force=force, weights=weights)
+    context = replace(_context(study, as_json=as_json, force=force, weights=weights), max_minutes=max_minutes)
     if all_networks:
         if stage is Stage.SECONDARY:
             raise StudyError("--all-networks chooses the primary; leave --stage secondary out")

@@ -153,6 +153,18 @@ def _patches(manifest: Manifest) -> None:
     )
 
 
+def _tiles(manifest: Manifest) -> None:
+    counts = manifest["counts"]
+    render.print_table(
+        f"tiles: {counts['images']} images",
+        ["side", "tiles", "tumor windows", "nontumor windows"],
+        [
+            (side, number, counts["windows"][side]["tumor"], counts["windows"][side]["nontumor"])
+            for side, number in counts["tiles"].items()
+        ],
+    )
+
+
 def _model(manifest: Manifest) -> None:
     counts = manifest["counts"]
     if not counts["trained"]:
@@ -160,7 +172,7 @@ def _model(manifest: Manifest) -> None:
         return
     render.print_table(
         f"{manifest['step']} model: best of {counts['epochs']} epochs was {counts['best epoch']}",
-        ["side", "patches", "accuracy", "AUC", "95 % interval (patients)"],
+        ["side", "windows", "accuracy", "AUC", "95 % interval (patients)"],
         [
             (
                 side,
@@ -269,6 +281,7 @@ def _three(value: float | None) -> str | None:
 
 _PRINTERS: dict[str, Callable[[Manifest], None]] = {
     "patches": _patches,
+    "tiles": _tiles,
     "primary": _model,
     "networks": _networks,
     "mine": _mine,

@@ -45,8 +45,11 @@ stride_px = 10      # the drawn nodes are small: windows overlap to be enough
 per_class = 3_000
 
 [training]
+recipe = "window"
 weights = "none"    # from scratch, so that nothing is fetched
 input_px = 40       # a window as it is
+
+[training.window]
 orientations = 1    # of a patch in an epoch; the paper shows all 8
 epochs = 5
 decay_epochs = 3

@@ -42,6 +42,8 @@ class Context:
     progress: Progress
     force: bool = False
     """Do a step again although it is done."""
+    max_minutes: float | None = None
+    """Stop a training after so long."""
 
     @cached_property
     def project(self) -> Project:

@@ -8,14 +8,14 @@ from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP
 from hnscc_qp.models.checkpoint import PRIMARY, load_model
 from hnscc_qp.models.device import choose_device
-from hnscc_qp.models.networks import WindowClassifier
 from hnscc_qp.patches.dataset import Part, PatchRow, rows_table, write_patches
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
 from hnscc_qp.qupath.project import ImageEntry
-from hnscc_qp.steps import patches
+from hnscc_qp.steps import patches, tiles
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest, placement
+from hnscc_qp.steps.hardtiles import write_hard_tiles
 from hnscc_qp.training.mine import MinedWindows, mine_slide
 
 STEP = "mine"
@@ -42,11 +42,18 @@ def mine_negatives(context: Context) -> Manifest:
     ]
     settings = context.study.settings("mining", "scoring") | {"stain": context.stain}
     inputs = trained["outputs"] | {"split": split.seal}
+    if context.study.training.recipe == "dense":
+        # Its tumor windows come from there.
+        inputs |= context.generation.need(tiles.STEP, command=f"hnscc-qp tiles {context.study.path}")[
+            "outputs"
+        ]
     inputs |= {f"image {image.entry_id}": placement(image) for image in wanted}
     if done := context.finished(STEP, settings, inputs):
         return done
-    primary, _ = load_model(context.generation.step(PRIMARY), recipe="window", stain=context.stain)
-    assert isinstance(primary, WindowClassifier)
+    dense = context.study.training.recipe == "dense"
+    primary, _ = load_model(
+        context.generation.step(PRIMARY), recipe=context.study.training.recipe, stain=context.stain
+    )
     device = choose_device(context.study.device)
 
     def mine(image: ImageEntry) -> tuple[list[PatchRow], MinedWindows]:
@@ -88,6 +95,8 @@ def mine_negatives(context: Context) -> Manifest:
         count=len(rows),
         split=split,
     )
+    if dense:
+        written |= write_hard_tiles(context, folder, rows, split)
     manifest = make_manifest(
         step=STEP,
         settings=settings,

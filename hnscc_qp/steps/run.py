@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hnscc_qp.errors import StepError
 from hnscc_qp.steps.calibrate import calibrate_study
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.steps.mine import mine_negatives
@@ -11,10 +12,13 @@ from hnscc_qp.steps.patches import make_patches
 from hnscc_qp.steps.push import push_detections
 from hnscc_qp.steps.regions import draw_regions
 from hnscc_qp.steps.score import score_images
+from hnscc_qp.steps.tiles import make_tiles
 from hnscc_qp.steps.train import train_primary, train_secondary
+from hnscc_qp.training.compute import processes
 
 STEPS: tuple[tuple[str, Callable[[Context], Manifest]], ...] = (
     ("labelled patches", make_patches),
+    ("labelled tiles", make_tiles),
     ("primary model", train_primary),
     ("hard negatives", mine_negatives),
     ("secondary model", train_secondary),
@@ -27,8 +31,12 @@ STEPS: tuple[tuple[str, Callable[[Context], Manifest]], ...] = (
 
 def run_study(context: Context) -> list[Manifest]:
     """Do what is not done, and say so of what is; the manifests in order of the steps."""
+    if processes() > 1:
+        raise StepError("torchrun shares out a training, not a whole study; run: torchrun ... hnscc-qp train")
+    dense = context.study.training.recipe == "dense"
+    wanted = [(title, step) for title, step in STEPS if dense or step is not make_tiles]
     manifests = []
-    for number, (title, step) in enumerate(STEPS, start=1):
-        context.progress.say(f"[{number}/{len(STEPS)}] {title}")
+    for number, (title, step) in enumerate(wanted, start=1):
+        context.progress.say(f"[{number}/{len(wanted)}] {title}")
         manifests.append(step(context))
     return manifests

@@ -4,86 +4,64 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hnscc_qp.files import sha256_json, write_json
-from hnscc_qp.generation import make_manifest, write_manifest
-from hnscc_qp.geometry import WINDOW_PX
+from hnscc_qp.generation import make_manifest, step_key, write_manifest
 from hnscc_qp.models.cascade import AnyCascade, make_cascade
 from hnscc_qp.models.checkpoint import (
     PRIMARY,
     SECONDARY,
     WEIGHTS_FILE,
+    Classifier,
     Stage,
     load_card,
     load_model,
     save_model,
 )
+from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.models.networks import WindowClassifier, weights_origin
-from hnscc_qp.patches.dataset import DevelopmentSet, TestSet, open_development, open_test
-from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
-from hnscc_qp.steps import mine, patches
+from hnscc_qp.progress import SILENT
+from hnscc_qp.steps import mine, patches, tiles
 from hnscc_qp.steps.choice import with_chosen_network
-from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
-from hnscc_qp.training.evaluate import predict
-from hnscc_qp.training.fit import FitResult, fit
-from hnscc_qp.training.mine import pair_with_tumor, why_no_secondary
+from hnscc_qp.steps.lessons import (
+    Lesson,
+    hard_patches_lesson,
+    hard_tiles_lesson,
+    patches_lesson,
+    tiles_lesson,
+)
+from hnscc_qp.training.compute import is_first_process
+from hnscc_qp.training.fit import Keeping, fit
+from hnscc_qp.training.mine import why_no_secondary
 from hnscc_qp.training.report import FOLDER as FIGURES
-from hnscc_qp.training.report import Predictions, make_report, write_report
-
-
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    """Patches of one training: from `DevelopmentSet`s, which hold none of a test patient."""
-
-    pixels: NDArray[np.uint8]
-    """(n, 40, 40, 3)"""
-    labels: NDArray[np.uint8]
-    sides: NDArray[np.str_]
-    patients: NDArray[np.str_]
-
-    @classmethod
-    def of(cls, patches: DevelopmentSet | TestSet) -> _Samples:
-        return cls(patches.pixels, patches.label, patches.side, patches.patient)
-
-    @classmethod
-    def none(cls) -> _Samples:
-        text = np.empty(0, np.str_)
-        return cls(np.empty((0, WINDOW_PX, WINDOW_PX, 3), np.uint8), np.empty(0, np.uint8), text, text)
-
-    def on(self, side: Side) -> NDArray[np.intp]:
-        return np.flatnonzero(self.sides == side)
+from hnscc_qp.training.report import make_report, write_report
+from hnscc_qp.training.state import STATE_FILE
 
 
 def train_primary(context: Context, *, step: str = PRIMARY) -> Manifest:
-    """Train the primary on the labelled patches (Tang et al. 2022, §2.3).
+    """Train the primary: on the labelled patches (Tang et al. 2022, §2.3), or on the tiles if it is dense.
+
+    A training that was stopped goes on from its last checkpoint.
 
     Args:
         context: of the study.
         step: where to write; a candidate for the primary lies elsewhere, see `steps.networks`.
 
     Raises:
-        StepError: there are no patches yet.
+        StepError: there are no patches, or no tiles, yet.
         WeightsError: the pretrained weights can't be had.
         TrainingError: a class is missing, or training went astray.
     """
-    cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {context.study.path}")
+    dense = context.study.training.recipe == "dense"
+    source, learn = (tiles.STEP, tiles_lesson) if dense else (patches.STEP, patches_lesson)
+    cut = context.generation.need(source, command=f"hnscc-qp {source} {context.study.path}")
     if step == PRIMARY:
         context = with_chosen_network(context, cut["outputs"])
-    return _train(
-        context,
-        PRIMARY,
-        step=step,
-        inputs=cut["outputs"],
-        gather=lambda: _Samples.of(_development(context, patches.STEP)),
-    )
+    return _train(context, PRIMARY, step=step, inputs=cut["outputs"], learn=lambda: learn(context))
 
 
 def train_secondary(context: Context) -> Manifest:
@@ -102,9 +80,9 @@ def train_secondary(context: Context) -> Manifest:
     inputs = {**cut["outputs"], **mined["outputs"]}
     reason = why_no_secondary(mined["counts"]["false positives"], context.study.mining)
     if reason is None:
-        return _train(
-            context, SECONDARY, step=SECONDARY, inputs=inputs, gather=lambda: _hard_patches(context)
-        )
+        dense = context.study.training.recipe == "dense"
+        lesson = hard_tiles_lesson if dense else hard_patches_lesson
+        return _train(context, SECONDARY, step=SECONDARY, inputs=inputs, learn=lambda: lesson(context))
     settings = _settings(context)
     if done := context.finished(SECONDARY, settings, inputs):
         return done
@@ -124,7 +102,10 @@ def _do_without(
         started=started,
         notes=[reason],
     )
+    if not is_first_process():
+        return manifest
     folder = context.generation.step(SECONDARY)
+    (folder / STATE_FILE).unlink(missing_ok=True)
     (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # of an earlier, better supplied run
     write_manifest(folder, manifest)
     return manifest
@@ -154,48 +135,56 @@ def cascade_hash(models: Mapping[str, str]) -> str:
 
 
 def _train(
-    context: Context, stage: Stage, *, step: str, inputs: Mapping[str, str], gather: Callable[[], _Samples]
+    context: Context, stage: Stage, *, step: str, inputs: Mapping[str, str], learn: Callable[[], Lesson]
 ) -> Manifest:
     started = time.time()
     settings = _settings(context)
-    if done := context.finished(step, settings, inputs):
+    done = context.finished(step, settings, inputs)
+    if done and not done["counts"].get("out of time"):
         return done
-    samples = gather()
+    lesson = learn()
     training = context.study.training
     device = choose_device(context.study.device)
-    classifier = WindowClassifier(
-        training.network, input_px=training.input_px, weights=training.weights, seed=training.seed
-    )
-    origin = weights_origin(training.network, training.weights)
-    if stage == SECONDARY and training.weights == "none" and _same_network(context):
-        primary, card = load_model(context.generation.step(PRIMARY), stain=context.stain)
-        classifier.load_state_dict(primary.state_dict())
-        origin = {"name": "the primary model", "sha256": card.sha256}
+    classifier, origin = _begin(context, stage)
+    folder = context.generation.step(step)
+    key = step_key(step, settings, inputs)
+    if context.force and is_first_process():
+        (folder / STATE_FILE).unlink(missing_ok=True)
     result = fit(
         classifier,
-        samples.pixels,
-        samples.labels,
-        train_idx=samples.on(Side.TRAIN),
-        validation_idx=samples.on(Side.VALIDATION),
+        lesson.material(device),
         settings=training,
         device=device,
         stage=stage,
-        progress=context.progress,
+        keeping=Keeping(folder, key),
+        max_minutes=context.max_minutes,
+        progress=context.progress if is_first_process() else SILENT,
     )
-    held_out = _test_patches(context) if stage == PRIMARY else _Samples.none()
-    predictions = {}
-    for side, some in ((Side.VALIDATION, samples), (Side.TEST, held_out)):
-        idx = some.on(side)
-        probabilities = predict(classifier, some.pixels[idx], device=device)
-        predictions[str(side)] = Predictions(probabilities, some.labels[idx], some.patients[idx])
+    predictions = lesson.predict(classifier, device)
     report = make_report(predictions)
     figures = report.figures()
     if stage == SECONDARY and not figures[str(Side.VALIDATION)]["true_tumor"]:
         reason = (
-            "the secondary takes no tumor patch of validation for tumor: the cascade is the primary alone"
+            "the secondary takes no tumor window of validation for tumor: the cascade is the primary alone"
         )
         return _do_without(context, settings, inputs, reason, started=started)
-    folder = context.generation.step(step)
+    counts = {
+        "trained": True,
+        "epochs": len(result.history),
+        "best epoch": result.best_epoch,
+        "out of time": result.out_of_time,
+        **lesson.counts,
+        "figures": figures,
+    }
+    notes = []
+    if result.out_of_time:
+        notes.append(
+            f"stopped by --max-minutes after {result.seconds / 60:.1f} min, the best weights so far are "
+            "kept; the same command goes on from there"
+        )
+        context.progress.warn(notes[0])
+    if not is_first_process():  # the first one writes
+        return make_manifest(step=step, settings=settings, inputs=inputs, counts=counts, started=started)
     card = save_model(
         folder,
         classifier,
@@ -203,11 +192,7 @@ def _train(
         training=training,
         weights_origin=origin,
         data_sha256=sha256_json(dict(inputs)),
-        patients={
-            str(side): len(set(some.patients[some.on(side)]))
-            for side in Side
-            for some in [held_out if side is Side.TEST else samples]
-        },
+        patients=lesson.patients,
         figures=figures,
         temperature=report.temperature.value,
         temperature_reason=report.temperature.reason,
@@ -230,11 +215,34 @@ def _train(
         settings=settings,
         inputs=inputs,
         outputs={f"{stage} model": card.sha256},
-        counts=_counts(samples, result) | {"figures": figures},
+        counts=counts,
         started=started,
+        notes=notes,
     )
     write_manifest(folder, manifest)
+    if not result.out_of_time:
+        (folder / STATE_FILE).unlink(missing_ok=True)
     return manifest
+
+
+def _begin(context: Context, stage: Stage) -> tuple[Classifier, dict[str, str | None]]:
+    """The classifier to train, and where its weights come from."""
+    training = context.study.training
+    kind = DenseClassifier if training.recipe == "dense" else WindowClassifier
+    classifier = kind(
+        training.network, input_px=training.input_px, weights=training.weights, seed=training.seed
+    )
+    origin = weights_origin(training.network, training.weights)
+    if stage == SECONDARY and training.weights == "none" and _same_network(context):
+        primary, card = load_model(
+            context.generation.step(PRIMARY),
+            recipe=training.recipe,
+            network=training.network,
+            stain=context.stain,
+        )
+        classifier.load_state_dict(primary.state_dict())
+        origin = {"name": "the primary model", "sha256": card.sha256}
+    return classifier, origin
 
 
 def _same_network(context: Context) -> bool:
@@ -243,51 +251,10 @@ def _same_network(context: Context) -> bool:
 
 
 def _settings(context: Context) -> dict[str, Any]:
-    """The recipe; a weights file counts by its content, wherever it lies."""
+    """The recipe, without the table of the other; a weights file counts by its content, wherever it lies."""
     settings = context.study.settings("training", "mining")
-    weights = context.study.training.weights
-    if weights not in ("imagenet", "none"):
-        settings["training"]["weights"] = weights_origin(context.study.training.network, weights)
+    training = context.study.training
+    del settings["training"]["dense" if training.recipe == "window" else "window"]
+    if training.weights not in ("imagenet", "none"):
+        settings["training"]["weights"] = weights_origin(training.network, training.weights)
     return settings
-
-
-def _counts(samples: _Samples, result: FitResult) -> dict[str, Any]:
-    counts: dict[str, Any] = {"trained": True, "epochs": len(result.history), "best epoch": result.best_epoch}
-    for side in (Side.TRAIN, Side.VALIDATION):
-        labels = samples.labels[samples.on(side)]
-        counts[f"{side} tumor"] = int((labels == Label.TUMOR).sum())
-        counts[f"{side} nontumor"] = int((labels == Label.NONTUMOR).sum())
-    return counts
-
-
-def _development(context: Context, step: str) -> DevelopmentSet:
-    """What a step cut for learning; there is no other way from patches to `fit`."""
-    split = read_members(context.generation.step(patches.STEP))
-    return open_development(context.generation.step(step), split)
-
-
-def _test_patches(context: Context) -> _Samples:
-    """For the figures alone, once training is over."""
-    folder = context.generation.step(patches.STEP)
-    return _Samples.of(open_test(folder, read_members(folder)))
-
-
-def _hard_patches(context: Context) -> _Samples:
-    """Side by side: mined false positives, as nontumor, and as many tumor patches of the primary's."""
-    hard = _Samples.of(_development(context, mine.STEP))
-    easy = _Samples.of(_development(context, patches.STEP))
-    seed = context.study.training.seed
-    chosen_hard, chosen_tumor = [], []
-    for side in (Side.TRAIN, Side.VALIDATION):
-        tumor = easy.on(side)
-        tumor = tumor[easy.labels[tumor] == Label.TUMOR]
-        hard_idx, tumor_idx = pair_with_tumor(hard.on(side), tumor, seed=seed)
-        chosen_hard.append(hard_idx)
-        chosen_tumor.append(tumor_idx)
-    of_hard, of_easy = np.concatenate(chosen_hard), np.concatenate(chosen_tumor)
-    return _Samples(
-        np.concatenate([hard.pixels[of_hard], easy.pixels[of_easy]]),
-        np.concatenate([hard.labels[of_hard], easy.labels[of_easy]]),
-        np.concatenate([hard.sides[of_hard], easy.sides[of_easy]]),
-        np.concatenate([hard.patients[of_hard], easy.patients[of_easy]]),
-    )

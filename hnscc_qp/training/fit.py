@@ -1,213 +1,390 @@
-"""Training of one stage: one visible loop (Tang et al. 2022, §2.3)."""
+"""Training of one stage: one visible loop for both recipes, through Lightning's Fabric.
+
+What each batch holds, and every random number, follows from seed, epoch and batch (`material`). So a training
+that was stopped, however, goes on from its checkpoint to the same weights: bit for bit on a CPU with the same
+number of threads, and on a GPU with `deterministic`.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 from torch import Tensor, nn
 
-from hnscc_qp.errors import TrainingError
-from hnscc_qp.models.checkpoint import Stage
-from hnscc_qp.models.networks import (
-    CLASSES,
-    WindowClassifier,
-    has_folded_batch_norms,
-    unfold_batch_norms,
-)
-from hnscc_qp.progress import SILENT, Progress
+from hnscc_qp.errors import CheckpointError, TrainingError
+from hnscc_qp.models.checkpoint import Classifier, Stage
+from hnscc_qp.models.networks import has_folded_batch_norms, unfold_batch_norms
+from hnscc_qp.progress import SILENT, Progress, Task
 from hnscc_qp.study import Training
-from hnscc_qp.training.augment import draw_orientations, orient
-from hnscc_qp.training.evaluate import evaluate, predict_logits
+from hnscc_qp.training.compute import deterministic, make_fabric
+from hnscc_qp.training.course import Course
+from hnscc_qp.training.evaluate import evaluate
+from hnscc_qp.training.history import Epoch, FitResult, TensorBoard, write_log
+from hnscc_qp.training.material import NO_LABEL, Batch, Material, generator_of, predict_windows
+from hnscc_qp.training.state import STATE_FILE, Position, load_state, save_state
 
-_UNFOLDING_PATCHES = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one pass over the training patches came to."""
-
-    number: int
-    """From 1."""
-    learning_rate: float
-    training_loss: float
-    validation_loss: float
-    validation_accuracy: float
-    validation_auc: float
+_BATCHES_UNSEEN = 50
+"""On a GPU, batches between two looks at the loss: each look makes it wait."""
 
 
 @dataclass(frozen=True, slots=True)
-class FitResult:
-    """How training went. The classifier holds the weights of the best epoch."""
+class Keeping:
+    """Where a training keeps its state and its log, and how often."""
 
-    history: tuple[Epoch, ...]
-    best_epoch: int
-    stopped_early: bool
-    seconds: float
+    folder: Path
+    key: str
+    """Identifies data and settings: a checkpoint with another is not gone on with."""
+    every_seconds: float = 60.0
+    """Between checkpoints; there is one after every epoch anyway."""
 
-    def as_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
+    @property
+    def state_file(self) -> Path:
+        """The checkpoint."""
+        return self.folder / STATE_FILE
 
 
 def fit(
-    classifier: WindowClassifier,
-    pixels: NDArray[np.uint8],
-    labels: ArrayLike,
+    classifier: Classifier,
+    material: Material,
     *,
-    train_idx: NDArray[np.integer[Any]],
-    validation_idx: NDArray[np.integer[Any]],
     settings: Training,
     device: torch.device,
     stage: Stage = "primary",
+    keeping: Keeping | None = None,
+    max_minutes: float | None = None,
     progress: Progress = SILENT,
 ) -> FitResult:
     """Train a classifier in place, and leave it in eval mode with the weights of the best epoch.
 
-    Adam, L2, a learning rate that falls in steps, each patch in `settings.orientations` of its eight
-    orientations in each epoch, and a stop when the validation loss has not fallen for
-    `settings.patience` epochs.
-    The same seed gives the same weights on the same CPU and number of threads.
-
     Args:
         classifier: to train; its network may be pretrained.
-        pixels: (n, 40, 40, 3) uint8, an array or a memory map. The patches used are held in memory:
-            154 MB for the 32,000 of the paper.
-        labels: (n,) 0 nontumor, 1 tumor.
-        train_idx: patches to learn from.
-        validation_idx: patches of other patients.
-        settings: the recipe.
+        material: what to learn from, in the classifier's recipe.
+        settings: the recipe that the classifier is of applies.
         device: to train on.
         stage: for what is shown.
-        progress: told of every batch.
+        keeping: where to keep checkpoints; a training goes on from one with the same key.
+        max_minutes: stop after so long, judge what there is, and keep the best.
+        progress: told of the batches.
 
     Raises:
-        TrainingError: a class is missing on a side, or the loss is not a number any more.
+        TrainingError: the loss is not a number any more, or a batch does not fit into memory at all.
     """
-    started = time.perf_counter()
-    target = torch.from_numpy(np.asarray(labels).astype(np.int64))
-    for side, idx in (("training", train_idx), ("validation", validation_idx)):
-        _need_both_classes(target[torch.from_numpy(idx)], side)
-    training = _place(pixels[train_idx], device)
-    training_target = target[torch.from_numpy(train_idx)].to(device)
-    validation, validation_target = pixels[validation_idx], target.numpy()[validation_idx]
-
-    generator = torch.Generator().manual_seed(settings.seed)
-    classifier.to(device)
-    if has_folded_batch_norms(classifier.network):
-        some = torch.randperm(len(training), generator=generator)[:_UNFOLDING_PATCHES]
-        unfold_batch_norms(classifier.network, classifier.prepare(_take(training, some, device)))
-    optimizer = torch.optim.Adam(_parameter_groups(classifier, settings), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.decay_epochs, settings.decay)
-
-    history: list[Epoch] = []
-    best = 0  # index into history
-    best_weights = copy.deepcopy(classifier.state_dict())
-    # Whole batches: what does not fill another one is spread over them, so that none is too small
-    # for the batch norms and no patch is left out.
-    batches = max(1, len(training) * settings.orientations // settings.batch_size)
     # Dropout draws from torch's own generators; they are given back as they were.
     cuda = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=cuda),
-        progress.task(f"training the {stage}", settings.epochs, unit="epochs") as task,
-    ):
-        torch.manual_seed(settings.seed)
-        for number in range(1, settings.epochs + 1):
-            classifier.train()
-            losses = []
-            patch, orientation = draw_orientations(len(training), settings.orientations, generator)
-            for some in torch.arange(len(patch)).tensor_split(batches):
-                chosen = patch[some]
-                windows = orient(_take(training, chosen, device), orientation[some].to(device))
-                loss = nn.functional.cross_entropy(classifier(windows), training_target[chosen.to(device)])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                losses.append(loss.detach())
-                task.advance(1 / batches)
-            learning_rate = float(schedule.get_last_lr()[0])
-            schedule.step()
-            # Looked at once an epoch: asking a GPU for every loss would make it wait.
-            training_loss = _mean_loss(torch.stack(losses), number, settings)
-            logits = predict_logits(classifier, validation, device=device)
-            epoch = _judge(logits, validation_target, number, learning_rate, training_loss)
-            history.append(epoch)
-            task.advance(0, note=_note(epoch))
-            if number == 1 or epoch.validation_loss < history[best].validation_loss:
-                best, best_weights = number - 1, copy.deepcopy(classifier.state_dict())
-            stopped_early = number - 1 - best >= settings.patience and number < settings.epochs
-            if stopped_early:
-                break
-    classifier.load_state_dict(best_weights)
-    classifier.eval()
-    return FitResult(tuple(history), best + 1, stopped_early, time.perf_counter() - started)
+    with deterministic(settings.deterministic), torch.random.fork_rng(devices=cuda):
+        run = _Run(
+            classifier,
+            material,
+            settings=settings,
+            device=device,
+            stage=stage,
+            keeping=keeping,
+            progress=progress,
+        )
+        return run.to_the_end(max_minutes)
 
 
-def _need_both_classes(target: Tensor, side: str) -> None:
-    for value, name in enumerate(CLASSES):
-        if not (target == value).any():
+class _Run:
+    """One training under way."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        material: Material,
+        *,
+        settings: Training,
+        device: torch.device,
+        stage: Stage,
+        keeping: Keeping | None,
+        progress: Progress,
+    ) -> None:
+        self.classifier, self.material, self.settings, self.stage = classifier, material, settings, stage
+        self.keeping, self.progress = keeping, progress
+        self.fabric: Fabric = make_fabric(device, settings)
+        self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
+        if self.world > material.batch_size:
             raise TrainingError(
-                f"there is no {name} patch for {side}; annotate slides of more patients, "
-                "or change the split's seed or shares"
+                f"a batch of {material.batch_size} can't be shared by {self.world} processes; "
+                f"set batch_size to {self.world} or more, or start fewer"
             )
+        self.device = self.fabric.device
+        classifier.to(self.device)
+        self.course = Course.of(classifier, settings, material.batches)
+        self.position = Position()
+        self.best: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+        if not self._resumed() and has_folded_batch_norms(classifier.network):
+            unfold_batch_norms(classifier, material.examples())
+        # Fabric wants to know both; the optimizer that we step is its own.
+        self.network, self.optimizer = self.fabric.setup(classifier, self.course.optimizer)
+        self.board = TensorBoard(keeping.folder if keeping and self.rank == 0 else None)
+        self.pending: list[Tensor] = []
+        self.started = self.saved = time.monotonic()
+        self.before = self.position.seconds
+        self.deadline = math.inf
 
-
-def _place(patches: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Hold all patches on the device if half of its free memory is enough, else in main memory."""
-    held = torch.from_numpy(patches)
-    if device.type == "cuda" and patches.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        return held.to(device)
-    return held
-
-
-def _take(patches: Tensor, idx: Tensor, device: torch.device) -> Tensor:
-    """Some patches, (n, height, width, 3), as windows (n, 3, height, width) on the device."""
-    return patches[idx.to(patches.device)].to(device).permute(0, 3, 1, 2)
-
-
-def _parameter_groups(classifier: nn.Module, settings: Training) -> list[dict[str, Any]]:
-    """L2 holds for weights, not for biases and batch norms, as in the paper's MATLAB."""
-    parameters = list(classifier.parameters())
-    return [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _mean_loss(losses: Tensor, epoch: int, settings: Training) -> float:
-    wrong = (~torch.isfinite(losses)).nonzero()
-    if len(wrong):
-        raise TrainingError(
-            f"the loss is not a number in epoch {epoch}, batch {int(wrong[0]) + 1} of {len(losses)}; "
-            f"use a smaller learning_rate than {settings.learning_rate:g}"
+    def to_the_end(self, max_minutes: float | None) -> FitResult:
+        self.deadline = self.started + (math.inf if max_minutes is None else max_minutes * 60)
+        out_of_time = False
+        with self.progress.task(f"training the {self.stage}", self.course.epochs, unit="epochs") as task:
+            task.advance(self.position.epoch - 1 + self.position.batch / self.material.batches)
+            while self.position.epoch <= self.course.epochs and not self._worn_out():
+                out_of_time = not self._epoch(task)
+                if out_of_time:
+                    break
+        self.board.close()
+        history = tuple(self.position.history)
+        self.classifier.load_state_dict(self.best)
+        self.classifier.eval()
+        return FitResult(
+            history,
+            self.position.best + 1,
+            self._worn_out() and len(history) < self.course.epochs,
+            out_of_time,
+            self._seconds(),
         )
-    return float(losses.mean())
 
+    def _resumed(self) -> bool:
+        """Go on from a checkpoint, if there is one of this very training."""
+        if self.keeping is None:
+            return False
+        path = self.keeping.state_file
+        try:
+            state = load_state(
+                path,
+                key=self.keeping.key,
+                network=self._described(),
+                classifier=self.classifier,
+                optimizer=self.course.optimizer,
+            )
+        except CheckpointError as error:
+            if self.rank == 0:
+                self.progress.warn(f"{error}; training starts anew")
+            return False
+        if state is None:
+            return False
+        self.position = state.position
+        self.best = {name: one.to(self.device) for name, one in state.best.items()}
+        self.average = {name: one.to(self.device) for name, one in state.average.items()}
+        if self.rank == 0:
+            self.progress.say(
+                f"training the {self.stage} goes on from epoch {self.position.epoch}, "
+                f"batch {self.position.batch + 1} of {self.material.batches}"
+            )
+        return True
 
-def _judge(
-    logits: NDArray[np.float32], target: NDArray[np.int64], number: int, learning_rate: float, loss: float
-) -> Epoch:
-    if not np.isfinite(logits).all():
-        raise TrainingError(
-            f"the validation loss is not a number in epoch {number}; use a smaller learning_rate than "
-            f"{learning_rate:g}"
+    def _epoch(self, task: Task) -> bool:
+        """One epoch, or the rest of it; False if time ran out."""
+        self.classifier.train()
+        number, batches = self.position.epoch, self.material.batches
+        began, first = time.monotonic(), self.position.batch
+        look_every = _BATCHES_UNSEEN if self.device.type == "cuda" else 1
+        rate, stop = 0.0, False
+        for at, batch in enumerate(self.material.epoch(number, first=first), start=first):
+            rate = self.course.learning_rate(number, at)
+            for group in self.course.optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(generator_of(self.settings.seed, number, at, self.rank).initial_seed())
+            self.pending.append(self._learn(batch))
+            self._average(number, at)
+            self.position.batch = at + 1
+            task.advance(1 / batches)
+            if (at + 1) % look_every == 0 or at + 1 == batches:
+                task.advance(0, note=self._pace(began, at + 1 - first))
+                save, stop = self._look()
+                if (save or stop) and at + 1 < batches:
+                    self._save()
+                if stop and at + 1 < batches:
+                    # The half of an epoch is judged but not counted: a later run goes on within it.
+                    self._close_epoch(rate, began, at + 1 - first, task)
+                    return False
+        self._close_epoch(rate, began, batches - first, task)
+        self.position.epoch, self.position.batch, self.position.losses = number + 1, 0, []
+        self._save()
+        return not stop
+
+    def _learn(self, batch: Batch) -> Tensor:
+        """One step; returns the loss of our part of the batch. Halves what memory does not hold."""
+        counted = (batch.target != NO_LABEL).sum().clamp(min=1)
+        part = batch.part(self.rank, self.world)
+        while True:
+            try:
+                return self._step(part, counted)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            self._halve(len(part.pixels))
+
+    def _step(self, part: Batch, counted: Tensor) -> Tensor:
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for number in range(self.position.pieces):
+            piece = part.part(number, self.position.pieces)
+            logits = self.network(piece.pixels)
+            summed = nn.functional.cross_entropy(
+                logits.float(), piece.target, ignore_index=NO_LABEL, reduction="sum"
+            )
+            # The mean over all processes' windows; DDP takes the mean of the processes' gradients.
+            loss = summed / counted * self.world
+            self.fabric.backward(loss)
+            total += loss.detach() / self.world
+        self.optimizer.step()
+        return total
+
+    def _halve(self, pictures: int) -> None:
+        least = 1 if self.classifier.recipe == "dense" else 2  # batch norms need two values
+        pieces = self.position.pieces * 2
+        if self.world > 1 or pictures // pieces < least:
+            raise TrainingError(
+                f"{-(-pictures // self.position.pieces)} pictures at once do not fit into the memory of "
+                f"{self.device}; set a smaller batch_size, tile_px or input_px in [training]"
+            )
+        self.position.pieces = pieces
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.progress.warn(
+            f"a batch does not fit into the memory of {self.device}: it is computed in {pieces} pieces of "
+            f"{-(-pictures // pieces)} from here on (batch norms see a piece at a time)"
         )
-    wide = logits.astype(np.float64)
-    cross_entropy = logsumexp(wide, axis=1) - wide[np.arange(len(target)), target]
-    figures = evaluate(softmax(wide, axis=1)[:, 1], target)
-    assert figures.accuracy is not None and figures.auc is not None  # both classes are there
-    return Epoch(number, learning_rate, loss, float(cross_entropy.mean()), figures.accuracy, figures.auc)
+
+    def _average(self, epoch: int, batch: int) -> None:
+        if not self.course.averaging:
+            return
+        if not self.average:
+            self.average = {name: one.clone() for name, one in self.classifier.state_dict().items()}
+            return
+        done = (epoch - 1) * self.material.batches + batch
+        # At first a plain mean: the decay would otherwise hold on to the beginning.
+        decay = min(self.course.averaging, (1 + done) / (10 + done))
+        for name, one in self.classifier.state_dict().items():
+            if one.is_floating_point():
+                self.average[name].lerp_(one, 1 - decay)
+            else:
+                self.average[name].copy_(one)
+
+    def _look(self) -> tuple[bool, bool]:
+        """Look at the losses since the last time; whether to save, and whether time is up, for all alike."""
+        now = time.monotonic()
+        save = self.keeping is not None and now - self.saved >= self.keeping.every_seconds
+        mine = torch.tensor([save, now >= self.deadline], device=self.device, dtype=torch.float32)
+        seen = torch.cat([torch.stack(self.pending), mine * (self.rank == 0)])
+        if self.world > 1:
+            seen = torch.as_tensor(self.fabric.all_reduce(seen, reduce_op="sum"))
+        losses, flags = seen[:-2], seen[-2:]
+        self.pending = []
+        if not torch.isfinite(losses).all():
+            wrong = int((~torch.isfinite(losses)).nonzero()[0])
+            batch = self.position.batch - len(losses) + wrong + 1
+            raise TrainingError(
+                f"the loss is not a number in epoch {self.position.epoch}, batch {batch} of "
+                f"{self.material.batches}; use a smaller learning_rate than "
+                f"{self.course.optimizer.param_groups[0]['lr']:g}{self._kept()}"
+            )
+        self.position.losses += losses.tolist()
+        return bool(flags[0] > 0), bool(flags[1] > 0)
+
+    def _close_epoch(self, rate: float, began: float, batches: int, task: Task) -> None:
+        """Judge the weights as they are, and keep them if they are the best."""
+        learning_seconds = max(time.monotonic() - began, 1e-9)
+        judged = copy.deepcopy(self.classifier)
+        if self.average:
+            judged.load_state_dict(self.average)
+        logits = predict_windows(
+            judged, self.material.validation(self.rank, self.world), count=len(self.material.targets)
+        )
+        if self.world > 1:
+            together = self.fabric.all_reduce(torch.from_numpy(logits).to(self.device), reduce_op="sum")
+            logits = torch.as_tensor(together).cpu().numpy()
+        epoch = replace(
+            self._judge(logits, rate),
+            iterations=(self.position.epoch - 1) * self.material.batches + self.position.batch,
+            seconds=round(self._seconds(), 2),
+            iterations_per_second=round(batches / learning_seconds, 3),
+        )
+        history = self.position.history
+        history.append(epoch)
+        if self.position.best < 0 or epoch.validation_loss < history[self.position.best].validation_loss:
+            self.position.best = len(history) - 1
+            self.best = {name: one.clone() for name, one in judged.state_dict().items()}
+        self.board.add(epoch)
+        if self.keeping and self.rank == 0:
+            write_log(self.keeping.folder, history)
+        task.advance(0, note=self._pace(began, batches))
+
+    def _judge(self, logits: NDArray[np.float32], rate: float) -> Epoch:
+        """Figures of the windows that have a label."""
+        counts = self.material.targets != NO_LABEL
+        wide, target = logits[counts].astype(np.float64), self.material.targets[counts]
+        if not np.isfinite(wide).all():
+            raise TrainingError(
+                f"the validation loss is not a number in epoch {self.position.epoch}; use a smaller "
+                f"learning_rate than {rate:g}{self._kept()}"
+            )
+        cross_entropy = logsumexp(wide, axis=1) - wide[np.arange(len(target)), target]
+        figures = evaluate(softmax(wide, axis=1)[:, 1], target)
+        assert figures.accuracy is not None and figures.auc is not None  # both classes are there
+        return Epoch(
+            number=self.position.epoch,
+            learning_rate=rate,
+            training_loss=math.fsum(self.position.losses) / len(self.position.losses),
+            validation_loss=float(cross_entropy.mean()),
+            validation_accuracy=figures.accuracy,
+            validation_auc=figures.auc,
+        )
+
+    def _worn_out(self) -> bool:
+        """Whether the validation loss has not fallen for long."""
+        return len(self.position.history) - 1 - self.position.best >= self.course.patience
+
+    def _save(self) -> None:
+        self.saved = time.monotonic()
+        if self.keeping is None or self.rank:
+            return
+        save_state(
+            self.keeping.state_file,
+            key=self.keeping.key,
+            network=self._described(),
+            position=replace(self.position, seconds=self._seconds()),
+            classifier=self.classifier,
+            optimizer=self.course.optimizer,
+            best=self.best,
+            average=self.average,
+        )
+
+    def _described(self) -> str:
+        return f"{self.classifier.network_name} ({self.classifier.recipe}, {self.classifier.input_px} px)"
+
+    def _kept(self) -> str:
+        """What is left when training goes astray, as the end of a sentence."""
+        if self.keeping is None or not self.keeping.state_file.exists():
+            return ""
+        return f"; the state before it is kept in {self.keeping.state_file}"
+
+    def _seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def _pace(self, began: float, batches: int) -> str:
+        """Loss, judgement, speed and time left, for a person who waits."""
+        speed = batches / max(time.monotonic() - began, 1e-9)
+        recent = self.position.losses[-_BATCHES_UNSEEN:]
+        parts = [f"loss {sum(recent) / len(recent):.3f}"] if recent else []
+        if self.position.history:
+            last = self.position.history[-1]
+            parts.append(f"validation {last.validation_loss:.3f}, AUC {last.validation_auc:.3f}")
+        ahead = (self.course.epochs - self.position.epoch + 1) * self.material.batches - self.position.batch
+        left = min(ahead / speed, self.deadline - time.monotonic())
+        return ", ".join([*parts, f"{speed:.1f} it/s", f"at most {max(1, round(left / 60))} min left"])
 
 
-def _note(epoch: Epoch) -> str:
-    return (
-        f"loss {epoch.training_loss:.3f}, validation {epoch.validation_loss:.3f}, "
-        f"AUC {epoch.validation_auc:.3f}"
-    )
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -60,14 +60,14 @@ def test_unknown_key_is_named_with_the_nearest_known_one(call, tmp_path: Path) -
     (tmp_path / "study.toml").write_text('project = "p"\n[training]\nepoch = 3\n')
     ended = call("run", tmp_path)
     assert ended.code == 1
-    assert "unknown key 'training.epoch'; did you mean 'epochs'?" in ended.error
+    assert "did you mean 'epochs' in [training.window] or [training.dense]?" in ended.error
 
 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("[training]\nepochs = 0", "training.epochs"),
-        ('[training]\nepochs = "3"', "training.epochs"),
+        ("[training.window]\nepochs = 0", "training.window.epochs"),
+        ('[training.window]\nepochs = "3"', "training.window.epochs"),
         ('[training]\nnetwork = "vgg16"', "training.network"),
         ("[patches]\nstride_px = 15", "patches.stride_px"),
         ('[classes]\ntumor = ["A"]\nnontumor = ["A"]', "named under more than one meaning: A"),

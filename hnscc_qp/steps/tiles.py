@@ -1,0 +1,209 @@
+"""`tiles`: pieces of slides with the label of every window in them, for the dense recipe."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hnscc_qp.errors import AnnotationError, SlideReadError
+from hnscc_qp.generation import make_manifest, write_manifest
+from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, Grid
+from hnscc_qp.patches.dataset import Part
+from hnscc_qp.patches.labels import Label, label_windows
+from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.tiles import (
+    PIECE_PX,
+    PIECE_WINDOWS,
+    Chunk,
+    TileRow,
+    choose_pieces,
+    label_map,
+    piece_labels,
+    read_piece,
+    write_tiles,
+)
+from hnscc_qp.slides.reader import Slide, require_mpp
+from hnscc_qp.slides.tissue import find_tissue
+from hnscc_qp.steps import patches
+from hnscc_qp.steps.cohort import CohortImage, read_cohort, read_members
+from hnscc_qp.steps.context import Context, Manifest
+
+STEP = "tiles"
+
+
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """An image, and its labels by piece."""
+
+    image: CohortImage
+    slide: Slide
+    grid: Grid
+    pieces: NDArray[np.uint8]
+    """(piece rows, piece columns, 45, 45)"""
+
+
+def make_tiles(context: Context) -> Manifest:
+    """Label every window of the images that the patches come from, and cut pieces of them.
+
+    Raises:
+        StepError: there are no patches yet: their split is the one that counts.
+        AnnotationError: no piece has a labelled window.
+        HnsccQpError: not one image could be used.
+    """
+    started = time.time()
+    study = context.study
+    cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {study.path}")
+    split = read_members(context.generation.step(patches.STEP))
+    settings = study.settings("classes", "patches") | {"max_tiles": study.training.dense.max_tiles}
+    settings |= {"stain": context.stain}
+    inputs = {name: value for name, value in cut["inputs"].items() if name.startswith("image ")}
+    inputs |= {"split": split.seal}
+    if done := context.finished(STEP, settings, inputs):
+        return done
+    by_entry = {image.entry.entry_id: image for image in read_cohort(context).images}
+    wanted = [image.entry for image in by_entry.values() if image.entry.entry_id in split.by_entry]
+    labelled, failed = context.each_image(
+        wanted, lambda entry: _label(context, by_entry[entry.entry_id]), doing="labelling every window"
+    )
+    chosen = _choose(
+        list(labelled.values()), max_tiles=study.training.dense.max_tiles, seed=study.patches.seed
+    )
+    states = {entry_id: str(inputs[f"image {entry_id}"]) for entry_id in labelled}
+    folder = context.generation.step(STEP)
+    outputs: dict[str, str] = {}
+    counts: Counter[tuple[Side, Label]] = Counter()
+    with context.progress.task("cutting tiles", sum(map(len, chosen.values())), unit="tiles") as task:
+        for part in Part:
+            parts = [
+                (labelled[entry_id], places)
+                for entry_id, places in chosen.items()
+                if Part.of(labelled[entry_id].image.side) is part
+            ]
+
+            def chunks(of: list[tuple[_Labelled, list[tuple[int, int]]]]) -> Iterator[Chunk]:
+                for one, places in of:
+                    for row, column in places:
+                        entry = one.image.entry
+                        try:
+                            rows, pixels, labels = _cut(one, row, column, states[entry.entry_id])
+                        except SlideReadError as error:
+                            failed[entry.name] = (
+                                f"{entry.name}: a tile can't be decoded, it is left out ({error})"
+                            )
+                            context.progress.warn(failed[entry.name])
+                            rows, pixels, labels = _blank(one, row, column, states[entry.entry_id])
+                        counts[one.image.side, Label.TUMOR] += rows[0].tumor
+                        counts[one.image.side, Label.NONTUMOR] += rows[0].nontumor
+                        yield rows, pixels, labels
+                        task.advance(note=entry.name)
+
+            count = sum(len(places) for _, places in parts)
+            outputs |= write_tiles(folder, part, chunks(parts), count=count, split=split)
+    manifest = make_manifest(
+        step=STEP,
+        settings=settings,
+        inputs=inputs,
+        outputs=outputs,
+        counts={
+            "images": len(labelled),
+            "tiles": {
+                str(side): sum(
+                    len(places)
+                    for entry_id, places in chosen.items()
+                    if labelled[entry_id].image.side is side
+                )
+                for side in Side
+            },
+            "windows": {
+                str(side): {
+                    label.name.lower(): counts[side, label] for label in (Label.TUMOR, Label.NONTUMOR)
+                }
+                for side in Side
+            },
+        },
+        started=started,
+        failed=failed,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _label(context: Context, image: CohortImage) -> _Labelled:
+    slide = context.open_image(image.entry)
+    require_mpp(slide, WINDOW_MPP)
+    grid = Grid.of_method(slide.size, slide.pixel_size)
+    windows = label_windows(
+        image.objects,
+        name=image.entry.name,
+        size=slide.size,
+        grid=grid,
+        tissue=find_tissue(slide, grid),
+        classes=context.study.classes,
+        positive=image.case.positive,
+        settings=context.study.patches.model_copy(update={"stride_px": STEP_PX}),
+    )
+    return _Labelled(image, slide, grid, piece_labels(label_map(windows, grid)))
+
+
+def _choose(labelled: list[_Labelled], *, max_tiles: int, seed: int) -> dict[str, list[tuple[int, int]]]:
+    """Entry id → rows and columns of its chosen pieces."""
+    owner: list[int] = []
+    places: list[tuple[int, int]] = []
+    tumor: list[bool] = []
+    for number, one in enumerate(labelled):
+        usable = (one.pieces != Label.IGNORED).any(axis=(2, 3))
+        for row, column in zip(*(index.tolist() for index in np.nonzero(usable)), strict=True):
+            owner.append(number)
+            places.append((row, column))
+            tumor.append(bool((one.pieces[row, column] == Label.TUMOR).any()))
+    if not owner:
+        raise AnnotationError(
+            "no image has a labelled window, so there are no tiles; annotate slides of more patients"
+        )
+    chosen = choose_pieces(
+        tumor=np.array(tumor),
+        side=[labelled[number].image.side for number in owner],
+        slide=[labelled[number].image.entry.entry_id for number in owner],
+        max_tiles=max_tiles,
+        seed=seed,
+    )
+    found: dict[str, list[tuple[int, int]]] = {one.image.entry.entry_id: [] for one in labelled}
+    for index in chosen:
+        found[labelled[owner[index]].image.entry.entry_id].append(places[index])
+    return found
+
+
+def _cut(one: _Labelled, row: int, column: int, state: str) -> Chunk:
+    labels = one.pieces[row, column]
+    pixels = read_piece(one.slide, one.grid, row, column)
+    return [_row(one, row, column, labels, state)], pixels[None], labels[None]
+
+
+def _blank(one: _Labelled, row: int, column: int, state: str) -> Chunk:
+    """A piece that can't be read: white, and nothing to learn from."""
+    labels = np.full((PIECE_WINDOWS, PIECE_WINDOWS), Label.IGNORED, np.uint8)
+    pixels = np.full((1, PIECE_PX, PIECE_PX, 3), 255, np.uint8)
+    return [_row(one, row, column, labels, state)], pixels, labels[None]
+
+
+def _row(one: _Labelled, row: int, column: int, labels: NDArray[np.uint8], state: str) -> TileRow:
+    x_px, y_px = column * PIECE_WINDOWS * STEP_PX, row * PIECE_WINDOWS * STEP_PX
+    scale_x, scale_y = one.grid.pixel_size.qupath_px_per(one.grid.mpp)
+    return TileRow(
+        entry_id=one.image.entry.entry_id,
+        slide=one.image.entry.name,
+        patient=one.image.case.patient,
+        side=one.image.side,
+        x_px=x_px,
+        y_px=y_px,
+        x_qupath=x_px * scale_x,
+        y_qupath=y_px * scale_y,
+        tumor=int((labels == Label.TUMOR).sum()),
+        nontumor=int((labels == Label.NONTUMOR).sum()),
+        image_sha256=state,
+    )
