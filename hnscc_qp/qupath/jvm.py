@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from hnscc_qp.qupath.objects import PathObject, walk
 from hnscc_qp.qupath.ownership import MEMORY_PROPERTY, WritePlan, find_damage, plan_write, remember
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.qupath.qpdata import read_qpdata
+from hnscc_qp.qupath.running import refuse_while_open
 from hnscc_qp.qupath.safewrite import SafeWriter, content_hash, refuse_while_saving
 
 _OLDEST, _NEWEST = (0, 4), (0, 7)
@@ -123,12 +124,13 @@ class PaquoProject:
         Raises:
             BackendError: the image was saved by a newer QuPath than the one at hand.
             ObjectDataError: its objects are damaged, or would have been by the write.
-            ProjectError: see `SafeWriter.replace`.
+            ProjectError: the image is open in a QuPath's window; or see `SafeWriter.replace`.
         """
         data_file = self._data_file(image)
         refuse_while_saving(self.path, data_file.parent, image=image.name)
         if not data_file.is_file():
             return self._files.write_detections(image, detections)
+        refuse_while_open([data_file, *self._slide(image)], image=image.name)
         summary_file = data_file.with_name("summary.json")
         read = {file: content_hash(file) for file in (data_file, summary_file)}
         data = data_file.read_bytes()
@@ -262,6 +264,11 @@ class PaquoProject:
 
     def _stream(self, data: bytes) -> Java:
         return self._qupath.java("java.io.ByteArrayInputStream")(data)
+
+    def _slide(self, image: ImageEntry) -> Iterator[Path]:
+        """The slide's file, if it is found: to write objects it need not be there."""
+        with suppress(HnsccQpError):
+            yield self.slide_path(image)
 
     def _data_file(self, image: ImageEntry) -> Path:
         return self.path.parent / "data" / image.entry_id / "data.qpdata"

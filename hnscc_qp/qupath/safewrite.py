@@ -2,8 +2,9 @@
 
 QuPath knows no locks: who saves last wins. So we never write into a file of QuPath's in place. The new
 one is made complete beside it and checked; the old one is copied; and only if nobody changed the old one
-meanwhile are they swapped. What QuPath has open in its window can't be seen from outside; if it is saved
-there afterwards, our detections are gone from the file, but nothing of the pathologist's is.
+meanwhile are they swapped. An image that a QuPath of this computer has open is left alone (see `running`);
+if it is open elsewhere and saved there afterwards, our detections are gone from the file, but nothing of the
+pathologist's is.
 
 Layout, in the project's folder: `.hnscc-qp/lock` while one of us writes, and `.hnscc-qp/backup/<n>/`, one
 for each command that wrote, with `backup.json` and the files as they were.
@@ -145,8 +146,14 @@ def refuse_while_saving(project_file: Path, folder: Path, *, image: str) -> None
             )
 
 
-def undo_last_write(project_file: Path) -> tuple[str, ...]:
+def undo_last_write(
+    project_file: Path, *, check: Callable[[str], None] = lambda image: None
+) -> tuple[str, ...]:
     """Put every file that the last writing command changed back to what it was, to the last byte.
+
+    Args:
+        project_file: the `.qpproj`.
+        check: called with each image's name before anything is changed; what it raises leaves all as it is.
 
     Returns:
         The names of the images.
@@ -163,6 +170,7 @@ def undo_last_write(project_file: Path) -> tuple[str, ...]:
         records = [(file.parent, _read_record(file)) for file in places]
         hashes: dict[str, str | None] = {}
         for _, record in records:
+            check(record["image"])
             for item in record["files"]:
                 file = folder / item["file"]
                 refuse_while_saving(project_file, file.parent, image=record["image"])

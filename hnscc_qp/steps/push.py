@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from hnscc_qp.errors import ObjectDataError
+from hnscc_qp.errors import ObjectDataError, SlideNotFoundError, UnsupportedServerError
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.qupath.geojson import read_geojson
 from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import ImageEntry
+from hnscc_qp.qupath.running import refuse_while_open, warn_of_running
 from hnscc_qp.qupath.safewrite import undo_last_write
 from hnscc_qp.steps import regions
 from hnscc_qp.steps.context import Context, Manifest
@@ -45,9 +47,18 @@ def undo_push(context: Context) -> tuple[str, ...]:
         The names of the images.
 
     Raises:
-        ProjectError: there is nothing to undo, or it was saved in QuPath since.
+        ProjectError: there is nothing to undo, or it was saved in QuPath since, or is open there.
     """
-    return undo_last_write(context.project.path)
+    project = context.project
+    images = {image.name: image for image in project.images}
+
+    def check(name: str) -> None:
+        image = images.get(name)
+        if image is not None and image.saved:
+            with suppress(SlideNotFoundError, UnsupportedServerError):
+                refuse_while_open([project.slide_path(image)], image=name)
+
+    return undo_last_write(project.path, check=check)
 
 
 def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]], str] | None) -> Manifest:
@@ -74,6 +85,7 @@ def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]]
     doing = "handing detections to QuPath" if write else "planning"
     pushed, failed = context.each_image(images, push, doing=doing)
     rows = list(pushed.values())
+    into_qupath = write is not None and any(not str(row["file"]).endswith(".geojson") for row in rows)
     counted = [key for key in (rows[0] if rows else {}) if key not in ("image", "file")]
     manifest = make_manifest(
         step=STEP,
@@ -82,7 +94,7 @@ def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]]
         counts={"images": len(rows)} | {key: sum(row[key] for row in rows) for key in counted},
         started=started,
         failed=failed,
-        notes=context.project.notes,
+        notes=(*context.project.notes, *(warn_of_running() if into_qupath else ())),
     )
     manifest["images"] = rows
     if write:

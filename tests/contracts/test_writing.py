@@ -7,11 +7,16 @@ import math
 import os
 import resource
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import shapely
-from contract_helpers import make_detection, tree_hashes
+from contract_helpers import copy_tree, make_detection, tree_hashes
+from pretend import pretend_qupath
 
 from hnscc_qp.errors import ObjectDataError, ProjectError
 from hnscc_qp.qupath.geojson import read_geojson
@@ -259,18 +264,44 @@ def test_a_failure_between_the_two_swaps_is_undone(open_with, writable, backend,
     assert tree_hashes(writable) == before
 
 
-def test_a_read_only_project_is_refused(open_with, writable):
-    project = open_with(writable)
-    folders = [writable, *(path for path in writable.rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to write anywhere."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
     try:
-        if os.access(writable, os.W_OK):
-            pytest.skip("this user may write anywhere")
-        refuse(project, writable, "can't be written.*embedded")
+        yield
     finally:
-        for folder in folders:
-            folder.chmod(0o755)
+        os.seteuid(was)
+
+
+def test_a_read_only_project_is_refused(open_with, writable):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others
+        Path(folder).chmod(0o755)
+        copy_tree(writable, Path(folder, "project"))
+        (Path(folder) / "slides").symlink_to(writable.parent / "slides")
+        project = open_with(Path(folder, "project"))
+        folders = [path for path in Path(folder).rglob("*") if path.is_dir() and not path.is_symlink()]
+        for path in folders:
+            path.chmod(0o555)
+        with as_nobody():
+            refuse(project, Path(folder, "project"), "can't be written.*embedded")
+        for path in folders:
+            path.chmod(0o755)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system has no /proc")
+def test_an_image_open_in_qupaths_window_is_not_written(open_with, writable, backend, tmp_path):
+    project = open_with(writable)
+    first, second, *_ = project.images
+    with pretend_qupath(tmp_path, project.slide_path(first)):
+        if backend == "embedded":  # a file beside the project disturbs nobody
+            project.write_detections(first, detections(1))
+        else:
+            refuse(project, writable, r"case-01.tif is open in QuPath.*embedded")
+        project.write_detections(second, detections(2))
+    project.write_detections(first, detections(1))
 
 
 def test_where_no_backup_can_be_made_nothing_is_written(open_with, writable):
