@@ -87,12 +87,12 @@ class SlideFinder:
             )
         looked_at = [str(slide)]
         stored = slide.here()
-        if stored is not None and stored.exists():
+        if stored is not None and _is_there(stored):
             return stored
         moved = slide.relative_to(self._stored_project) if self._stored_project else None
         if moved is not None:
             place = Path(os.path.normpath(self._project_dir / moved))
-            if place.exists():
+            if _is_there(place):
                 return place
             looked_at.append(str(place))
         for folder in self._folders:
@@ -114,7 +114,7 @@ class SlideFinder:
     def _in_folder(self, folder: Path, name: str) -> list[Path]:
         """Files of that name in a folder; if there are none, below it."""
         direct = folder / name
-        if direct.is_file():
+        if os.path.isfile(direct):  # noqa: PTH113 - see _is_there
             return [direct]
         if folder not in self._listings:
             listing: dict[str, list[Path]] = defaultdict(list)
@@ -123,6 +123,11 @@ class SlideFinder:
                     listing[_comparable(found)].append(Path(parent, found))
             self._listings[folder] = listing
         return sorted(self._listings[folder].get(_comparable(name), []))
+
+
+def _is_there(path: Path) -> bool:
+    # Not path.exists(): that raises where a folder on the way may not be entered.
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def _comparable(name: str) -> str:

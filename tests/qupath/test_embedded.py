@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -409,6 +410,27 @@ def test_the_stored_place_comes_first_then_the_way_from_the_project_then_folders
         put(place)
         again = open_project(folder, slide_folders=[tmp_path / "missing", tmp_path / "store"])
         assert again.slide_path(image) == place
+
+
+def test_a_place_that_may_not_be_entered_is_one_without_the_slide(
+    make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Such as the home of a colleague on a server. Said by the system's own call, for root may enter anything.
+    closed = tmp_path / "hers"
+    stat = os.stat
+
+    def refuse(path, **more):
+        if str(path).startswith(str(closed)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **more)
+
+    folder = make_project(entry(uri=put(closed / "a.svs").as_uri()))
+    monkeypatch.setattr(os, "stat", refuse)
+    project = open_project(folder, slide_folders=[tmp_path / "store"])
+    with pytest.raises(SlideNotFoundError, match=r"a\.svs of case-01.svs is not there"):
+        project.slide_path(project.images[0])
+    found = put(tmp_path / "store" / "a.svs")
+    assert open_project(folder, slide_folders=[found.parent]).slide_path(project.images[0]) == found
 
 
 def test_slides_of_one_name_are_not_guessed_between(make_project: MakeProject, tmp_path: Path) -> None:
