@@ -198,10 +198,20 @@ def objects(
 
 
 @app.command()
-def patches(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
+def patches(
+    study: StudyArg,
+    check: Annotated[
+        bool, typer.Option("--check", help="cut nothing; report contradictions and make a contact sheet")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
     """Cut labelled 40×40 px patches at 1.0 µm/px."""
     from hnscc_qp.steps.patches import make_patches
 
+    if check:
+        _check_labels(_context(study, as_json=as_json), as_json=as_json)
+        return
     _step(_context(study, as_json=as_json, force=force), make_patches, as_json=as_json)
 
 
@@ -328,6 +338,21 @@ def _step(context: Context, step: Callable[[Context], dict[str, Any]], *, as_jso
         from hnscc_qp.cli.summary import print_summary
 
         print_summary([manifest], generation=context.generation.path)
+    _exit(manifest)
+
+
+def _check_labels(context: Context, *, as_json: bool) -> None:
+    from hnscc_qp.cli.summary import print_label_check
+    from hnscc_qp.steps.check import check_labels
+
+    manifest = check_labels(context)
+    if as_json:
+        render.print_json(manifest)
+    else:
+        print_label_check(manifest)
+    refused = len(manifest["failed"])
+    if refused and refused >= manifest["counts"]["images"]:
+        raise typer.Exit(ExitCode.NOTHING_USABLE)
     _exit(manifest)
 
 

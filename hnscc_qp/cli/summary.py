@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.table2 import accuracy_text, auc_text
 
 Manifest = dict[str, Any]
+
+_FINDINGS_OF_A_KIND = 5
+"""Shown of one kind on one image; the report has all."""
+_MOST_COLUMNS = 8
 
 
 def print_summary(manifests: Sequence[Manifest], *, generation: Path) -> None:
@@ -93,6 +98,38 @@ def print_image_checks(found: Manifest) -> None:
             render.print_line(f"problem: {problem}")
     for note in found["notes"]:
         render.print_line(note)
+
+
+def print_label_check(manifest: Manifest) -> None:
+    """What contradicts itself, how many windows each rule gave, and where the pictures are."""
+    findings = manifest["findings"]
+    counts = Counter((one["image"], one["severity"], one["rule"]) for one in findings)
+    shown: Counter[tuple[str, str, str]] = Counter()
+    rows = []
+    for one in findings:
+        kind = (one["image"], one["severity"], one["rule"])
+        shown[kind] += 1
+        if shown[kind] <= _FINDINGS_OF_A_KIND:
+            rows.append((*kind, one["message"]))
+        elif shown[kind] == _FINDINGS_OF_A_KIND + 1:
+            rows.append((*kind, f"and {counts[kind] - _FINDINGS_OF_A_KIND} more"))
+    if rows:
+        render.print_table("findings", ["image", "how bad", "what", "in words"], rows)
+    else:
+        render.print_line("nothing was found")
+    windows = manifest["counts"]["windows"]
+    rules = sorted({rule for of_image in windows.values() for rule in of_image})
+    columns = {image: Counter(of_image) for image, of_image in windows.items()}
+    if len(columns) > _MOST_COLUMNS:
+        columns = {"all images": sum(columns.values(), Counter())}
+    render.print_table(
+        "windows by rule",
+        ["rule", *columns],
+        [(rule, *(of_image[rule] for of_image in columns.values())) for rule in rules],
+    )
+    for path in manifest["files"]:
+        render.print_line(path)
+    render.print_line(RESEARCH_USE_ONLY)
 
 
 def print_new(made: Manifest) -> None:

@@ -53,17 +53,11 @@ def read_cohort(context: Context) -> ReadCohort:
         SealedSplitError: the split would move a patient who has tested or trained in this study.
         HnsccQpError: no image can be read.
     """
-    study = context.study
     read, failed = context.each_image(context.project.images, context.objects, doing="reading objects")
-    _check_classes(context, read.values(), complete=not failed)
+    check_classes(context, read.values(), complete=not failed)
     cases, notes = _cases(context, read)
     frozen = read_frozen(_sides_file(context))
-    sides = split_patients(
-        cases.values(),
-        study.split,
-        known=frozen.patients if frozen and frozen.settings == split_settings(context) else None,
-        table=_split_table(context),
-    )
+    sides = sides_of(context, cases.values())
     notes += _say_date(context, cases)
     images = tuple(
         CohortImage(
@@ -79,6 +73,21 @@ def read_cohort(context: Context) -> ReadCohort:
     if frozen:
         frozen.check(map(_seat, images))
     return ReadCohort(images, failed, tuple(notes))
+
+
+def sides_of(context: Context, cases: Iterable[ImageCase]) -> dict[str, Side]:
+    """Every patient's side, as the study's split and its earlier generations have it; writes nothing.
+
+    Raises:
+        CohortError: the split can't be made as the study asks.
+    """
+    frozen = read_frozen(_sides_file(context))
+    return split_patients(
+        cases,
+        context.study.split,
+        known=frozen.patients if frozen and frozen.settings == split_settings(context) else None,
+        table=_split_table(context),
+    )
 
 
 def split_settings(context: Context) -> dict[str, Any]:
@@ -105,7 +114,7 @@ def freeze_cohort(context: Context, images: tuple[CohortImage, ...]) -> None:
 
 
 def _sides_file(context: Context) -> Path:
-    return context.generation.path.parent / SIDES_FILE
+    return context.study.root / "generations" / SIDES_FILE
 
 
 def _seat(image: CohortImage) -> Seat:
@@ -205,7 +214,7 @@ def read_members(folder: Path) -> SealedSplit:
     return SealedSplit(by_entry, sha256_file(path))
 
 
-def _check_classes(context: Context, read: Iterable[tuple[PathObject, ...]], *, complete: bool) -> None:
+def check_classes(context: Context, read: Iterable[tuple[PathObject, ...]], *, complete: bool) -> None:
     """Every class that the study names must be on some annotation: a misspelt one would go unnoticed."""
     classes = context.study.classes
     there: Counter[str] = Counter()
