@@ -59,7 +59,7 @@ def make_tiles(context: Context) -> Manifest:
     study = context.study
     cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {study.path}")
     split = read_members(context.generation.step(patches.STEP))
-    settings = study.settings("classes", "patches") | {"max_tiles": study.training.dense.max_tiles}
+    settings = study.settings("classes", "truth", "patches") | {"max_tiles": study.training.dense.max_tiles}
     settings |= {"stain": context.stain}
     inputs = {name: value for name, value in cut["inputs"].items() if name.startswith("image ")}
     inputs |= {"split": split.seal}

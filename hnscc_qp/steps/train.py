@@ -197,8 +197,7 @@ def _train(
         temperature=report.temperature.value,
         temperature_reason=report.temperature.reason,
         device=str(device),
-        # As the patches were cut, whatever the study says by now.
-        stain=context.generation.need(patches.STEP, command="hnscc-qp patches")["settings"].get("stain"),
+        stain=_stain_learnt(context),
         seconds=result.seconds,
     )
     write_json(folder / "history.json", result.as_json())
@@ -223,6 +222,15 @@ def _train(
     if not result.out_of_time:
         (folder / STATE_FILE).unlink(missing_ok=True)
     return manifest
+
+
+def _stain_learnt(context: Context) -> dict[str, Any] | None:
+    """The normalisation that patches or tiles were cut with, whatever the study says by now."""
+    step = tiles.STEP if context.study.training.recipe == "dense" else patches.STEP
+    stain = context.generation.need(step, command=f"hnscc-qp {step} {context.study.path}")["settings"][
+        "stain"
+    ]
+    return None if stain is None else dict(stain)
 
 
 def _begin(context: Context, stage: Stage) -> tuple[Classifier, dict[str, str | None]]:
