@@ -113,7 +113,7 @@ def draw_roc_curves(path: Path, curves: Sequence[RocCurve], *, title: str) -> No
 def draw_reliability(path: Path, report: Report, *, title: str) -> None:
     """P(tumor) against the share of tumor, before and after the temperature, and how many windows."""
     sides = list(report.sides.items())
-    with _figure(path, title, width=0.6 + 3.1 * max(1, len(sides)), height=4.4) as figure:
+    with _figure(path, title, width=0.6 + 3.1 * max(1, len(sides)), height=5.4) as figure:
         axes = figure.subplots(
             2, max(1, len(sides)), squeeze=False, sharex="col", gridspec_kw={"height_ratios": [3, 1]}
         )
