@@ -96,6 +96,7 @@ def save_model(
         network=classifier.network_name,
         parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         input_px=classifier.input_px,
+        output_stride_px=classifier.output_stride if isinstance(classifier, DenseClassifier) else None,
         mean=mean,
         std=std,
         sha256=sha256_file(path),
@@ -188,9 +189,15 @@ def _build(card: ModelCard) -> Classifier:
     if card.recipe == "window":
         return WindowClassifier(card.network, input_px=card.input_px)
     try:
-        return DenseClassifier(card.network, input_px=card.input_px)
+        classifier = DenseClassifier(card.network, input_px=card.input_px)
     except StudyError as error:
         raise CheckpointError(f"the model card contradicts itself: {error}") from error
+    if card.output_stride_px not in (None, classifier.output_stride):
+        raise CheckpointError(
+            f"the model card has an output stride of {card.output_stride_px} px, this program knows only "
+            f"{classifier.output_stride} px for an input of {card.input_px} px; train the model again"
+        )
+    return classifier
 
 
 def load_card(folder: Path) -> ModelCard:

@@ -8,17 +8,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hnscc_qp.errors import HnsccQpError
+from hnscc_qp.errors import HnsccQpError, StepError
 from hnscc_qp.files import atomic_path
 from hnscc_qp.generation import MANIFEST, make_manifest, write_manifest
 from hnscc_qp.models.checkpoint import PRIMARY, load_card
+from hnscc_qp.models.dense import DENSE_NETWORKS
 from hnscc_qp.models.networks import NETWORKS, depth_of
 from hnscc_qp.steps.choice import CHOSEN, STEP, choice_settings, with_network
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.steps.table2 import write_table
 from hnscc_qp.steps.train import train_primary
+from hnscc_qp.training.compute import is_first_process
 from hnscc_qp.training.report import EVALUATION_FILE, draw_comparison
 from hnscc_qp.training.report import FOLDER as FIGURES
+from hnscc_qp.training.state import STATE_FILE
 
 _SHARES = ("accuracy", "sensitivity", "specificity", "auc")
 
@@ -40,9 +43,14 @@ def train_networks(context: Context) -> Manifest:
     notes = []
     first: HnsccQpError | None = None
     for number, network in enumerate(NETWORKS, start=1):
+        if context.study.training.recipe == "dense" and network not in DENSE_NETWORKS:
+            notes.append(f'{network} has no dense form and is left out; recipe = "window" trains it')
+            continue
         context.progress.say(f"[{number}/{len(NETWORKS)}] {network}")
         try:
             done[network] = train_primary(with_network(context, network), step=f"{STEP}/{network}")
+        except StepError:
+            raise  # an earlier step is missing, for every network
         except HnsccQpError as error:
             first = first or error
             failed[network] = str(error)
@@ -50,6 +58,9 @@ def train_networks(context: Context) -> Manifest:
     if not done:
         assert first is not None
         raise first
+    settings, inputs = choice_settings(context), next(iter(done.values()))["inputs"]
+    if not is_first_process():  # the first one writes
+        return make_manifest(step=STEP, settings=settings, inputs=inputs, counts={}, started=started)
     folder = context.generation.step(STEP)
     rows = [_row(network, folder / network) for network in done]
     best = max(rows, key=lambda row: (row["validation auc"], row["validation accuracy"], -row["parameters"]))
@@ -65,8 +76,8 @@ def train_networks(context: Context) -> Manifest:
     notes.append(f"the primary is {chosen}: it has the highest AUC on validation")
     manifest = make_manifest(
         step=STEP,
-        settings=choice_settings(context),
-        inputs=done[chosen]["inputs"],
+        settings=settings,
+        inputs=inputs,
         outputs={CHOSEN: chosen} | {f"{name} model": _sha256(found) for name, found in done.items()},
         counts={"networks": len(done)},
         started=started,
@@ -114,12 +125,14 @@ def _row(network: str, folder: Path) -> dict[str, Any]:
 def _promote(context: Context, candidate: Manifest, source: Path) -> None:
     """Make a candidate the primary, by a copy of its files; the manifest comes last."""
     settings, inputs = candidate["settings"], candidate["inputs"]
-    if context.finished(PRIMARY, settings, inputs) and not context.force:
+    before = context.finished(PRIMARY, settings, inputs)
+    if before and before["outputs"] == candidate["outputs"]:
         return
     target = context.generation.step(PRIMARY)
-    (target / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, STATE_FILE):
+        (target / name).unlink(missing_ok=True)
     for path in sorted(source.rglob("*")):
-        if path.is_file() and path != source / MANIFEST:
+        if path.is_file() and path not in (source / MANIFEST, source / STATE_FILE):
             with atomic_path(target / path.relative_to(source)) as partial:
                 shutil.copyfile(path, partial)
     manifest = make_manifest(
@@ -127,7 +140,8 @@ def _promote(context: Context, candidate: Manifest, source: Path) -> None:
         settings=settings,
         inputs=inputs,
         outputs=candidate["outputs"],
-        counts=candidate["counts"],
+        # A candidate that --max-minutes stopped goes on as a candidate; the copy is done.
+        counts=candidate["counts"] | {"out of time": False},
         started=time.time() - candidate["seconds"],
         notes=[*candidate["notes"], f"chosen among the networks; copied from {STEP}/{source.name}"],
     )

@@ -116,7 +116,8 @@ def mine_slide(
             corners = np.stack([seen.columns, seen.rows], axis=1)[tumor] * grid.step_px
             origins.append(corners.astype(np.int64))
             pixels.append(seen.pixels[tumor])
-            probabilities.append(seen.logits.softmax(dim=1)[:, 1].numpy()[tumor])
+            likely = (seen.logits / primary.temperature).softmax(dim=1)[:, 1]
+            probabilities.append(likely.numpy()[tumor])
             scanned += len(seen.rows)
             task.advance(len(seen.rows))
     if unreadable:

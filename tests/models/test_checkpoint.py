@@ -13,11 +13,12 @@ import torch
 from hnscc_qp.errors import CheckpointError
 from hnscc_qp.models import checkpoint
 from hnscc_qp.models.checkpoint import ModelCard, load_model, save_model
+from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.networks import NETWORKS, WindowClassifier
 from hnscc_qp.study import Training
 
 
-def save(folder: Path, classifier: WindowClassifier, **values: Any) -> ModelCard:
+def save(folder: Path, classifier: WindowClassifier | DenseClassifier, **values: Any) -> ModelCard:
     made: dict[str, Any] = {
         "stage": "primary",
         "training": Training(weights="none", input_px=32, seed=4),
@@ -212,6 +213,26 @@ def test_every_network_comes_back_with_its_normalisation_and_temperature(
     assert card.parameters == sum(one.numel() for one in made.network.parameters())
     with torch.inference_mode():
         assert torch.equal(loaded(windows[:2]), made(windows[:2]))
+
+
+def test_dense_model_comes_back_dense_and_a_card_of_another_stride_is_refused(
+    tmp_path: Path, windows: torch.Tensor
+) -> None:
+    made = DenseClassifier("mobilenet_v2", input_px=32, seed=3).eval()
+    card = save(tmp_path, made)
+    assert (card.recipe, card.output_stride_px) == ("dense", 8)
+    assert "| output stride | 8 px |" in (tmp_path / "model.md").read_text(encoding="utf-8")
+    loaded, _ = load_model(tmp_path, recipe="dense")
+    with torch.inference_mode():
+        assert torch.equal(loaded(windows[:2]), made(windows[:2]))
+    with pytest.raises(CheckpointError, match="has the recipe 'dense', 'window' is needed"):
+        load_model(tmp_path, recipe="window")
+    change_card(tmp_path, output_stride_px=16)
+    with pytest.raises(CheckpointError, match="has an output stride of 16 px, this program knows only 8 px"):
+        load_model(tmp_path)
+    change_card(tmp_path, output_stride_px=8, network="googlenet", mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(CheckpointError, match="the model card contradicts itself"):
+        load_model(tmp_path)
 
 
 def test_card_for_people_says_what_the_one_for_programs_says(
