@@ -136,6 +136,7 @@ def test_windows_and_network_places_of_slides_are_kept(new_project, qupath_dir):
 
 @pytest.mark.qupath
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_hundred_thousand_objects_are_written_and_read(new_project, qupath_dir):
     from human import Pathologist
 

@@ -302,6 +302,7 @@ def saved_project(qupath_dir, tmp_path_factory) -> Path:
 
 
 @pytest.mark.qupath
+@pytest.mark.timeout(900)  # some 200 times QuPath opens an image or saves it
 @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @example(
     rounds=[([0, 1, 2], "model-1", 0.875, [("resolve", 0), ("move", 1)]), ([0, 1, 2], "model-2", 0.875, [])]
