@@ -238,6 +238,10 @@ class Training(_Settings):
             raise ValueError("the dense recipe needs input_px = 32, 64 or 128")
         return self
 
+    def in_use(self) -> dict[str, Any]:
+        """The settings that apply, as JSON values: without the table of the other recipe."""
+        return self.model_dump(mode="json", exclude={"dense" if self.recipe == "window" else "window"})
+
 
 class Mining(_Settings):
     """Hard negatives: the primary's false positives on negative development slides."""

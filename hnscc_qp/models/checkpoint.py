@@ -101,7 +101,7 @@ def save_model(
         std=std,
         sha256=sha256_file(path),
         # The weights by name: where they lay on this machine is nobody's business.
-        training=training.model_dump(mode="json") | {"weights": weights_origin["name"]},
+        training=training.in_use() | {"weights": weights_origin["name"]},
         weights_origin=dict(weights_origin),
         data_sha256=data_sha256,
         patients=dict(patients),

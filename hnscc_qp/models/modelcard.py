@@ -103,7 +103,7 @@ def _lines(card: ModelCard) -> Iterator[str]:
             ("parameters", f"{card.parameters:,}" if card.parameters else "not counted"),
             ("window", f"{card.window_px} × {card.window_px} px at {card.window_mpp:g} µm/px"),
             ("network's input for a window", f"{card.input_px} × {card.input_px} px"),
-            ("output stride", f"{card.output_stride_px} px" if card.output_stride_px else "none"),
+            *([("output stride", f"{card.output_stride_px} px")] if card.output_stride_px else []),
             ("classes", ", ".join(card.classes)),
             ("stain normalisation", _settings_text(card.stain) if card.stain else "none"),
             ("SHA-256 of the weights", f"`{card.sha256}`"),

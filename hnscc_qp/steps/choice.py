@@ -43,18 +43,12 @@ def with_chosen_network(context: Context, inputs: Mapping[str, str]) -> Context:
 
 def choice_settings(context: Context) -> dict[str, Any]:
     """What bears on the choice: the recipe for any network, and the content of the weights' files."""
-    settings = context.study.settings("training")
-    drop_other_recipe(settings["training"])
-    del settings["training"]["network"]
+    training = context.study.training.in_use()
+    del training["network"]
     weights = context.study.training.weights
     if weights not in ("imagenet", "none"):
-        settings["training"]["weights"] = {network: _sha256(network, weights) for network in NETWORKS}
-    return settings
-
-
-def drop_other_recipe(training: dict[str, Any]) -> None:
-    """Take the table of the recipe that is not in use out of the training's settings."""
-    del training["dense" if training["recipe"] == "window" else "window"]
+        training["weights"] = {network: _sha256(network, weights) for network in NETWORKS}
+    return {"training": training}
 
 
 def _sha256(network: str, weights: str) -> str | None:

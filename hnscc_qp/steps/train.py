@@ -25,7 +25,7 @@ from hnscc_qp.models.networks import WindowClassifier, weights_origin
 from hnscc_qp.patches.split import Side
 from hnscc_qp.progress import SILENT
 from hnscc_qp.steps import mine, patches, tiles
-from hnscc_qp.steps.choice import drop_other_recipe, with_chosen_network
+from hnscc_qp.steps.choice import with_chosen_network
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.steps.lessons import (
     Lesson,
@@ -260,9 +260,8 @@ def _same_network(context: Context) -> bool:
 
 def _settings(context: Context) -> dict[str, Any]:
     """The recipe, without the table of the other; a weights file counts by its content, wherever it lies."""
-    settings = context.study.settings("training", "mining")
     training = context.study.training
-    drop_other_recipe(settings["training"])
+    settings = context.study.settings("mining") | {"training": training.in_use()}
     if training.weights not in ("imagenet", "none"):
         settings["training"]["weights"] = weights_origin(training.network, training.weights)
     return settings

@@ -66,6 +66,7 @@ def test_model_comes_back_as_it_was_saved(
         assert torch.equal(loaded(windows), classifier(windows))
     assert card == save(folder, classifier)
     assert card.training["seed"] == 4
+    assert "window" in card.training and "dense" not in card.training  # the recipe that was not used
     assert card.patients == {"training": 7, "validation": 3}
 
 
