@@ -45,6 +45,13 @@ def project(tmp_path: Path) -> Path:
             builders.append(turned.getBuilder())
             again = JClass("qupath.lib.regions.ImageRegion").createInstance(20, 30, 90, 81, 0, 0)
             builders.append(JClass(servers + "CroppedImageServer")(turned, again).getBuilder())
+        for quarters in range(4):
+            width, height = int(cropped.getWidth()), int(cropped.getHeight())
+            moves = ((0, 0), (height, 0), (width, height), (0, width))
+            affine = JClass("java.awt.geom.AffineTransform").getTranslateInstance(*moves[quarters])
+            affine.quadrantRotate(quarters)
+            transformed = JClass(servers + "TransformedServerBuilder")(cropped).transform(affine).build()
+            builders.append(transformed.getBuilder())
         # As the import dialog does it, which leaves the outer builder without metadata.
         builders.append(
             JClass(servers + "RotatedImageServer").getRotatedBuilder(plain.getBuilder(), rotation.ROTATE_90)
@@ -88,7 +95,8 @@ def test_every_view_is_what_qupath_shows(project):
         Study(path=project.parent / "study.toml", name="views", project=project, backend="embedded"), SILENT
     )
     images = context.project.images
-    assert [image.unsupported for image in images] == [None] * 18
+    assert [image.unsupported for image in images] == [None] * 26
+    assert images[10].view == (Crop(13, 7, 201, 140), Turn(2))
     assert images[3].view == (Crop(13, 7, 201, 140), Turn(1), Crop(20, 30, 90, 81))
     for image, (expected, mpp) in zip(images, read_in_qupath(project), strict=True):
         slide = context.open_image(image)

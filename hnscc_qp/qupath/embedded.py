@@ -282,6 +282,8 @@ def _view_step(builder: Json) -> View | None:
         return ()
     if kind == "rotated":
         return _TURNS.get(_text(builder.get("rotation")))
+    if kind == "affine":
+        return _turn_of(_dict(builder.get("transform")), _size(_dict(builder.get("metadata"))))
     region = _dict(builder.get("region"))
     sides = [region.get(key) for key in ("x", "y", "width", "height")]
     if kind != "cropped" or region.get("z", 0) or region.get("t", 0):
@@ -292,10 +294,31 @@ def _view_step(builder: Json) -> View | None:
         return None
 
 
+def _turn_of(transform: Json, size: tuple[int, int] | None) -> View | None:
+    """What an affine map does if it is a turn by quarters that leaves all of the image in sight.
+
+    Args:
+        transform: Java's AffineTransform: x' = m00·x + m01·y + m02, y' = m10·x + m11·y + m12.
+        size: (width, height) of what is shown; QuPath shows it from (0, 0) on, wherever the map leads.
+    """
+    if size is None:
+        return None
+    width, height = size
+    maps: dict[tuple[Any, ...], View] = {
+        (1, 0, 0, 0, 1, 0): (),
+        (0, -1, width, 1, 0, 0): (Turn(1),),
+        (-1, 0, width, 0, -1, height): (Turn(2),),
+        (0, 1, 0, -1, 0, height): (Turn(3),),
+    }
+    return maps.get(tuple(transform.get(name) for name in ("m00", "m01", "m02", "m10", "m11", "m12")))
+
+
 def _describe(builder: Json) -> str:
     kind = builder.get("builderType")
     if kind == "rotated":
         return f"shown rotated by QuPath ({builder.get('rotation')})"
+    if kind == "affine":
+        return "shown through QuPath's 'affine' server, and not turned by whole quarters"
     if kind in ("cropped", "flipped", "sparse"):
         return f"shown {kind} by QuPath"
     return f"shown through QuPath's '{kind}' server" if kind else "stored without a server"

@@ -165,6 +165,21 @@ def test_a_newer_qupath_is_read_but_noted(make_project: MakeProject) -> None:
 # --- entries ---------------------------------------------------------------------------------
 
 
+def affine(**transform: float) -> dict[str, Any]:
+    shown = {"width": 300, "height": 200}
+    inner = entry()["serverBuilder"]
+    return {"builderType": "affine", "builder": inner, "metadata": shown, "transform": transform}
+
+
+def test_an_affine_map_by_quarters_is_a_turn(make_project: MakeProject) -> None:
+    turned = affine(m00=0.0, m01=-1.0, m02=300.0, m10=1.0, m11=0.0, m12=0.0)
+    still = affine(m00=1.0, m01=0.0, m02=0.0, m10=0.0, m11=1.0, m12=0.0)
+    built = [entry(number) | {"serverBuilder": one} for number, one in enumerate((turned, still), start=1)]
+    first, second = open_project(make_project(*built)).images
+    assert (first.view, first.unsupported) == ((Turn(1),), None)
+    assert (second.view, second.unsupported) == ((), None)
+
+
 @pytest.mark.parametrize(
     ("builder", "reason"),
     [
@@ -185,6 +200,9 @@ def test_a_newer_qupath_is_read_but_noted(make_project: MakeProject) -> None:
             },
             "'affine' server",
         ),
+        (affine(m00=1.0, m01=0.2, m10=0.0, m11=1.0, m02=0.0, m12=0.0), "not turned by whole quarters"),
+        (affine(m00=-1.0, m01=0.0, m10=0.0, m11=1.0, m02=300.0, m12=0.0), "'affine' server"),  # mirrored
+        (affine(m00=1.0, m01=0.0, m10=0.0, m11=1.0, m02=5.0, m12=0.0), "'affine' server"),  # out of sight
         ({"builderType": "sparse", "regions": []}, "shown sparse by QuPath"),
         ({"builderType": "of tomorrow"}, "'of tomorrow' server"),
         ({}, "stored without a server"),
