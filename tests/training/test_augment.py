@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hnscc_qp.training.augment import draw_orientations, orient
+from hnscc_qp.training.augment import draw_orientations, draw_stains, orient, restain
 
 
 def orbit_of(image: np.ndarray) -> set[bytes]:
@@ -41,3 +41,45 @@ def test_same_generator_state_gives_the_same_orientations() -> None:
     one, same, other = (draw_orientations(64, 1, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert all(map(torch.equal, one, same))
     assert not all(map(torch.equal, one, other))
+
+
+def test_no_jitter_changes_no_pixel() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (3, 3, 20, 20), np.uint8))
+    stains = draw_stains(3, 0.0, torch.Generator().manual_seed(1))
+    assert torch.equal(restain(pixels, stains), pixels)
+
+
+def test_each_stain_is_changed_by_itself() -> None:
+    # Ruifrok and Johnston's vectors, their amounts solved for pixel by pixel.
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
+
+    def amounts(rgb: np.ndarray) -> np.ndarray:
+        density = -np.log10((rgb.astype(float) + 1) / 256)
+        return np.stack([np.linalg.solve(stains.T, pixel) for pixel in density])
+
+    before = np.random.default_rng(4).integers(60, 200, (400, 3)).astype(np.uint8)
+    picture = torch.from_numpy(before.T.reshape(1, 3, 20, 20).copy())
+    drawn = draw_stains(1, 0.4, torch.Generator().manual_seed(3))
+    after = restain(picture, drawn)[0].reshape(3, 400).T.numpy()
+    inside = ((after > 0) & (after < 255)).all(axis=1)
+    known = np.column_stack([amounts(before)[inside], np.ones(inside.sum())])
+    fitted, *_ = np.linalg.lstsq(known, amounts(after)[inside], rcond=None)
+    own = np.diag(fitted[:3])
+    assert ((own > 0.55) & (own < 1.45) & (abs(own - 1) > 0.02)).all()
+    np.testing.assert_allclose(fitted[:3], np.diag(own), atol=0.03)  # of the others nothing but rounding
+
+
+def test_jitter_is_as_strong_as_asked_and_differs_from_picture_to_picture() -> None:
+    stained = torch.tensor([150, 90, 160], dtype=torch.uint8).view(1, 3, 1, 1).expand(200, 3, 2, 2)
+    spread = []
+    for strength in (0.1, 0.5):
+        stains = draw_stains(200, strength, torch.Generator().manual_seed(1))
+        spread.append(float(restain(stained, stains).float().std(dim=0).mean()))
+    assert 3 < spread[0] < spread[1] / 2
+
+
+def test_white_stays_nearly_white() -> None:
+    white = torch.full((64, 3, 2, 2), 255, dtype=torch.uint8)
+    changed = restain(white, draw_stains(64, 0.2, torch.Generator().manual_seed(1)))
+    assert changed.float().mean() > 235
