@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,21 @@ def atomic_path(final: Path) -> Iterator[Path]:
     try:
         yield partial
         # mkstemp makes files private; a study is shared among colleagues.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
+        partial.chmod(0o666 & ~_umask())
         partial.replace(final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+_UMASK_LOCK = threading.Lock()
+
+
+def _umask() -> int:
+    # It can be read only by setting it, for all threads of the process.
+    with _UMASK_LOCK:
+        umask = os.umask(0)
+        os.umask(umask)
+    return umask
 
 
 def write_text(final: Path, text: str) -> None:

@@ -138,6 +138,9 @@ class Patches(_Settings):
     stride_px: Annotated[int, Field(gt=0, multiple_of=10, le=40)] = 40
     per_class: Annotated[int, Field(gt=0)] = 16_000
     """At most so many tumor windows and as many nontumor windows, over training and validation."""
+    nontumor_from_negative: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the nontumor windows that comes from negative slides (the paper names none); where they or
+    the positive ones have not enough, the others fill up."""
     min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Smallest share of a nontumor window that is tissue; with less it is background and ignored."""
     min_tumor_tissue: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -281,6 +284,8 @@ class Study(_Settings):
     backend: Literal["auto", "embedded", "paquo"] = "auto"
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Slides that `patches` works on at once; 0: as many as there are cores. It changes no result."""
     classes: Classes = Classes()
     truth: Annotated[tuple[Truth, ...], Field(min_length=1, strict=False)] = (Truth(),)
     """One `[truth]`, or several `[[truth]]`."""

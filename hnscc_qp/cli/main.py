@@ -203,16 +203,23 @@ def patches(
     check: Annotated[
         bool, typer.Option("--check", help="cut nothing; report contradictions and make a contact sheet")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="slides to work on at once; the result is the same"),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Cut labelled 40×40 px patches at 1.0 µm/px."""
     from hnscc_qp.steps.patches import make_patches
 
+    context = _context(study, as_json=as_json, force=force)
+    if workers is not None:
+        context = replace(context, study=context.study.model_copy(update={"workers": workers}))
     if check:
-        _check_labels(_context(study, as_json=as_json), as_json=as_json)
+        _check_labels(context, as_json=as_json)
         return
-    _step(_context(study, as_json=as_json, force=force), make_patches, as_json=as_json)
+    _step(context, make_patches, as_json=as_json)
 
 
 @app.command()

@@ -1,39 +1,103 @@
-"""The pixels of chosen windows, read from the slide in large blocks."""
+"""The pixels of chosen windows, read from the slide in large blocks, never one read per window."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+from hnscc_qp.errors import SlideReadError
 from hnscc_qp.geometry import Grid, Region
 from hnscc_qp.slides.reader import Slide
 
+Pixels = npt.NDArray[np.uint8]
+"""(windows, side, side, 3) uint8."""
+_Indices = npt.NDArray[np.intp]
+
 _BLOCK_PX = 1000
+"""Side of a block in grid px: bounds the memory of a read."""
+_SMALLEST_BLOCK_PX = 250
+_SPARSE = 0.1
+"""A block whose windows cover less of it than this is read in quarters."""
 
 
-def cut_windows(slide: Slide, grid: Grid, x_px: npt.ArrayLike, y_px: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+def cut_windows(
+    slide: Slide,
+    grid: Grid,
+    x_px: npt.ArrayLike,
+    y_px: npt.ArrayLike,
+    *,
+    out: Pixels | None = None,
+    unreadable: list[tuple[int, SlideReadError]] | None = None,
+) -> Pixels:
     """Read the windows whose top left corners lie at (x_px, y_px) grid px.
 
     Neighbouring windows are read together, in blocks of about 1 mm.
 
+    Args:
+        slide: to cut from.
+        grid: over the slide.
+        x_px: (windows,) left edges.
+        y_px: (windows,) top edges.
+        out: where the pixels go, a mapped file, say; then memory is bounded by a block.
+        unreadable: takes the number of each window that can't be decoded, with the error, and its
+            pixels stay as they are in `out`; without it the error is raised.
+
     Returns:
-        (windows, grid.window_px, grid.window_px, 3) uint8, in the order asked for.
+        (windows, grid.window_px, grid.window_px, 3) uint8, in the order asked for: `out`, if given.
+
+    Raises:
+        SlideReadError: part of the slide can't be decoded.
     """
     x, y = np.asarray(x_px, np.int64), np.asarray(y_px, np.int64)
     side = grid.window_px
+    pixels = np.zeros((len(x), side, side, 3), np.uint8) if out is None else out
+    for members in _blocks(np.arange(len(x)), x, y, side, _BLOCK_PX):
+        # Where a tile is damaged, the windows beside it are read on their own.
+        waiting = [members]
+        while waiting:
+            some = waiting.pop()
+            try:
+                _read_block(slide, grid, np.stack([x[some], y[some]]), out=pixels, numbers=some)
+            except SlideReadError as error:
+                if unreadable is None:
+                    raise
+                if len(some) == 1:
+                    unreadable.append((int(some[0]), error))
+                else:
+                    waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+    return pixels
+
+
+def _read_block(
+    slide: Slide, grid: Grid, corners: npt.NDArray[np.int64], *, out: Pixels, numbers: _Indices
+) -> None:
+    """Read what holds the windows at (2, n) corners in one go, and cut them out to their numbers."""
+    side = grid.window_px
     scale_x, scale_y = grid.pixel_size.qupath_px_per(grid.mpp)
-    pixels = np.empty((len(x), side, side, 3), np.uint8)
-    blocks = np.stack([y // _BLOCK_PX, x // _BLOCK_PX], axis=1).reshape(-1, 2)
-    _, group = np.unique(blocks, axis=0, return_inverse=True)
+    left, top = corners.min(axis=1).tolist()
+    width, height = (np.ptp(corners, axis=1) + side).tolist()
+    area = Region(left * scale_x, top * scale_y, width * scale_x, height * scale_y)
+    block = slide.read(area, grid.mpp)
+    for number, column, row in zip(numbers.tolist(), *(corners - [[left], [top]]).tolist(), strict=True):
+        out[number] = block[row : row + side, column : column + side]
+
+
+def _blocks(
+    windows: _Indices, x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], side: int, block_px: int
+) -> Iterator[_Indices]:
+    """Windows that are read together, each in the order of rows."""
+    if not len(windows):
+        return
+    keys = np.stack([y[windows] // block_px, x[windows] // block_px], axis=1)
+    _, group = np.unique(keys, axis=0, return_inverse=True)
     order = np.argsort(group.ravel(), kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1):
-        if not len(members):
-            continue
-        left, top = int(x[members].min()), int(y[members].min())
-        width, height = int(x[members].max()) + side - left, int(y[members].max()) + side - top
-        area = Region(left * scale_x, top * scale_y, width * scale_x, height * scale_y)
-        block = slide.read(area, grid.mpp)
-        for member in members:
-            row, column = y[member] - top, x[member] - left
-            pixels[member] = block[row : row + side, column : column + side]
-    return pixels
+        some = windows[members]
+        some = some[np.lexsort((x[some], y[some]))]
+        area = (np.ptp(x[some]) + side) * (np.ptp(y[some]) + side)
+        if len(some) > 1 and block_px > _SMALLEST_BLOCK_PX and len(some) * side**2 < _SPARSE * area:
+            yield from _blocks(some, x, y, side, block_px // 2)
+        else:
+            yield some

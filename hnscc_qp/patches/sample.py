@@ -1,10 +1,15 @@
-"""Balanced sampling: as many tumor as nontumor windows, spread evenly over slides."""
+"""Balanced sampling: as many tumor as nontumor windows, spread evenly over patients and their slides.
+
+How many each slide gives follows from counts alone, and which ones from a generator of the slide's
+own: neither depends on the order in which slides are worked on, nor on how many at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,82 +17,101 @@ import numpy.typing as npt
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
 
-Indices = npt.NDArray[np.intp]
+Quotas = Mapping[tuple[str, Label], int]
+"""Slide and label → how many windows it gives."""
 
 
-def sample_balanced(
-    *,
-    label: npt.ArrayLike,
-    side: Sequence[Side],
-    slide: Sequence[str],
-    x_px: npt.ArrayLike,
-    y_px: npt.ArrayLike,
-    per_class: int,
-    seed: int,
-) -> Indices:
-    """Choose windows: equal numbers of both labels on each side.
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """How many windows a slide has."""
+
+    slide: str
+    """A name that is unique in the project, such as the entry's id."""
+    patient: str
+    side: Side
+    positive: bool
+    windows: Mapping[Label, int]
+
+
+def share_out(
+    supplies: Sequence[Supply], *, per_class: int, nontumor_from_negative: float, seed: int
+) -> Quotas:
+    """Say how many windows of each label each slide gives: equal numbers of both on each side.
 
     At most `per_class` of each label over training and validation together, shared out in
-    proportion to what they have, and as many again for the test side. Within a side and a label
-    every slide gives the same number, or all it has; which ones is drawn at random. The choice
-    does not depend on the order of the windows.
+    proportion to what they have, and as many again for the test side. Of a side's nontumor windows
+    the share `nontumor_from_negative` comes from negative slides and the rest from positive ones; where
+    one kind has not enough, the other fills up. Within each of these every patient gives the same
+    number, and every slide of a patient, or all it has.
 
     Args:
-        label: (n,) `Label`; ignored windows are never chosen.
-        side: (n,) of each window's patient.
-        slide: (n,) a name that is unique in the project, such as the entry's id.
-        x_px: (n,) place of the window, in any frame.
-        y_px: (n,) likewise.
+        supplies: every slide, in any order.
         per_class: cap.
-        seed: of the random choice.
-
-    Returns:
-        Indices of the chosen windows, ordered by slide, then by row and column.
+        nontumor_from_negative: in 0..1.
+        seed: decides who gives the odd one.
     """
-    labels, sides, slides = np.asarray(label), np.asarray(side, np.str_), np.asarray(slide, np.str_)
-    order = np.lexsort((np.asarray(x_px), np.asarray(y_px), slides))
-    pools = {
-        (one_side, one_label): order[(labels[order] == one_label) & (sides[order] == one_side.value)]
-        for one_side in Side
-        for one_label in (Label.TUMOR, Label.NONTUMOR)
+    quotas: dict[tuple[str, Label], int] = {}
+    for side, total in _side_totals(supplies, per_class).items():
+        here = [supply for supply in supplies if supply.side is side]
+        quotas |= _spread(here, Label.TUMOR, total, seed)
+        negative = [supply for supply in here if not supply.positive]
+        positive = [supply for supply in here if supply.positive]
+        wanted = math.floor(nontumor_from_negative * total + 0.5)
+        from_negative = min(_available(negative), max(wanted, total - _available(positive)))
+        quotas |= _spread(negative, Label.NONTUMOR, from_negative, seed)
+        quotas |= _spread(positive, Label.NONTUMOR, total - from_negative, seed)
+    return quotas
+
+
+def draw_windows(available: int, quota: int, *, slide: str, label: Label, seed: int) -> npt.NDArray[np.intp]:
+    """Draw `quota` of a slide's windows of a label, numbered row by row: (quota,) rising numbers."""
+    return np.sort(_generator(f"{seed}/{label}/{slide}").choice(available, size=quota, replace=False))
+
+
+def _side_totals(supplies: Sequence[Supply], per_class: int) -> dict[Side, int]:
+    balanced = {
+        side: min(
+            sum(supply.windows[label] for supply in supplies if supply.side is side)
+            for label in (Label.TUMOR, Label.NONTUMOR)
+        )
+        for side in Side
     }
-    balanced = {s: min(len(pools[s, Label.TUMOR]), len(pools[s, Label.NONTUMOR])) for s in Side}
     development = balanced[Side.TRAIN] + balanced[Side.VALIDATION]
-    quota = {**balanced, Side.TEST: min(balanced[Side.TEST], per_class)}
+    totals = {**balanced, Side.TEST: min(balanced[Side.TEST], per_class)}
     if development > per_class:
-        quota[Side.TRAIN] = math.floor(per_class * balanced[Side.TRAIN] / development + 0.5)
-        quota[Side.VALIDATION] = per_class - quota[Side.TRAIN]
-    chosen = np.zeros(len(labels), np.bool_)
-    for (one_side, one_label), pool in pools.items():
-        stream = f"{seed}/{one_label}"
-        chosen[_spread(pool, slides[pool], quota[one_side], stream)] = True
-    return order[chosen[order]]
+        totals[Side.TRAIN] = math.floor(per_class * balanced[Side.TRAIN] / development + 0.5)
+        totals[Side.VALIDATION] = per_class - totals[Side.TRAIN]
+    return totals
 
 
-def _spread(pool: Indices, slides: npt.NDArray[np.str_], quota: int, stream: str) -> Indices:
-    """`quota` of the pool, evenly over slides."""
-    names, group = np.unique(slides, return_inverse=True)
-    numbers = _even_quotas(np.bincount(group, minlength=len(names)), names, quota, stream)
-    picked = [
-        _generator(f"{stream}/{name}").choice(pool[group == number], size=int(size), replace=False)
-        for number, (name, size) in enumerate(zip(names, numbers, strict=True))
-    ]
-    return np.concatenate(picked) if picked else np.empty(0, np.intp)
+def _available(supplies: Sequence[Supply]) -> int:
+    return sum(supply.windows[Label.NONTUMOR] for supply in supplies)
 
 
-def _even_quotas(
-    available: npt.NDArray[np.intp], names: npt.NDArray[np.str_], total: int, stream: str
-) -> npt.NDArray[np.intp]:
-    """Share `total` out evenly; what a slide does not have goes to the others."""
-    assert total <= available.sum()
+def _spread(supplies: Sequence[Supply], label: Label, total: int, seed: int) -> dict[tuple[str, Label], int]:
+    """Share `total` out evenly over patients, and each one's part over the patient's slides."""
+    of_patient: dict[str, dict[str, int]] = {}
+    for supply in supplies:
+        of_patient.setdefault(supply.patient, {})[supply.slide] = supply.windows[label]
+    stream = f"{seed}/{label}"
+    parts = _even_quotas({name: sum(slides.values()) for name, slides in of_patient.items()}, total, stream)
+    return {
+        (slide, label): number
+        for patient, slides in of_patient.items()
+        for slide, number in _even_quotas(slides, parts[patient], f"{stream}/{patient}").items()
+    }
+
+
+def _even_quotas(available: Mapping[str, int], total: int, stream: str) -> dict[str, int]:
+    """Share `total` out evenly; what one does not have goes to the others."""
+    assert total <= sum(available.values())
     # Those that have least first: each takes an equal share of what is left, or all it has.
     # Among equals the order is drawn, so that the odd one does not always go to the last name.
-    drawn = [hashlib.sha256(f"{stream}/{name}".encode()).hexdigest() for name in names]
-    quotas = np.zeros(len(available), np.intp)
-    order = sorted(range(len(available)), key=lambda i: (available[i], drawn[i]))
-    for served, index in enumerate(order):
-        quotas[index] = min(available[index], total // (len(order) - served))
-        total -= quotas[index]
+    drawn = {name: hashlib.sha256(f"{stream}/{name}".encode()).hexdigest() for name in available}
+    quotas: dict[str, int] = {}
+    for served, name in enumerate(sorted(available, key=lambda name: (available[name], drawn[name]))):
+        quotas[name] = min(available[name], total // (len(available) - served))
+        total -= quotas[name]
     return quotas
 
 

@@ -12,10 +12,13 @@ told from eosin by their colour.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from hnscc_qp.errors import SlideReadError
 from hnscc_qp.geometry import Grid, Mpp
 from hnscc_qp.slides.reader import RGBPixels, Slide
 
@@ -28,13 +31,23 @@ _MIN_PURITY = 0.12
 _MIN_GREEN_TO_RED = 0.75
 """Haematoxylin has 1.0 and more, on the bluest scanners 0.85; blue ink about 0.65."""
 _STRIP_ROWS = 256
+_PART_BLOCKS = 8
+"""Of a damaged strip; what can't be read is lost by these."""
 
 
-def find_tissue(slide: Slide, grid: Grid) -> BoolMask:
+def find_tissue(
+    slide: Slide, grid: Grid, *, on_unreadable: Callable[[SlideReadError], None] | None = None
+) -> BoolMask:
     """Which blocks are tissue: (grid.rows, grid.columns) bool.
 
     Each block is judged by its mean colour (10 µm on the model's grid). Holes and specks smaller
     than a window are filled and dropped: neither can decide a window.
+
+    Args:
+        slide: to look at.
+        grid: over the slide.
+        on_unreadable: called for each part that can't be decoded, which then counts as no tissue; without
+            it the error is raised.
 
     Raises:
         SlideReadError: part of the slide can't be decoded.
@@ -43,10 +56,33 @@ def find_tissue(slide: Slide, grid: Grid) -> BoolMask:
     stained = np.empty((grid.rows, grid.columns), np.bool_)
     for row in range(0, grid.rows, _STRIP_ROWS):
         rows = min(_STRIP_ROWS, grid.rows - row)
-        pixels = slide.as_scanned.read(grid.region(row, 0, rows=rows, columns=grid.columns), block_mpp)
-        stained[row : row + rows] = is_stained(pixels)
+        try:
+            pixels = slide.as_scanned.read(grid.region(row, 0, rows=rows, columns=grid.columns), block_mpp)
+        except SlideReadError:
+            if on_unreadable is None:
+                raise
+            stained[row : row + rows] = _stained_around(slide, grid, row, rows, on_unreadable)
+        else:
+            stained[row : row + rows] = is_stained(pixels)
     smallest = grid.window_blocks**2
     return _drop_small(~_drop_small(~stained, smallest), smallest)
+
+
+def _stained_around(
+    slide: Slide, grid: Grid, first: int, rows: int, on_unreadable: Callable[[SlideReadError], None]
+) -> BoolMask:
+    """Read a damaged strip in small parts: (rows, grid.columns)."""
+    stained = np.zeros((rows, grid.columns), np.bool_)
+    block_mpp = Mpp(grid.mpp * grid.step_px)
+    for row in range(0, rows, _PART_BLOCKS):
+        for column in range(0, grid.columns, _PART_BLOCKS):
+            part = stained[row : row + _PART_BLOCKS, column : column + _PART_BLOCKS]
+            region = grid.region(first + row, column, rows=part.shape[0], columns=part.shape[1])
+            try:
+                part[:] = is_stained(slide.as_scanned.read(region, block_mpp))
+            except SlideReadError as error:
+                on_unreadable(error)
+    return stained
 
 
 def is_stained(pixels: RGBPixels) -> BoolMask:

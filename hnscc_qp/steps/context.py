@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +47,11 @@ class Context:
     """Do a step again although it is done."""
     max_minutes: float | None = None
     """Stop a training after so long."""
+
+    @property
+    def workers(self) -> int:
+        """How many slides to work on at once."""
+        return self.study.workers or available_cpus()
 
     @cached_property
     def project(self) -> Project:
@@ -175,9 +183,15 @@ class Context:
         return self.open_image(image)
 
     def each_image(
-        self, images: Iterable[ImageEntry], work: Callable[[ImageEntry], T], *, doing: str
+        self, images: Iterable[ImageEntry], work: Callable[[ImageEntry], T], *, doing: str, workers: int = 1
     ) -> tuple[dict[str, T], dict[str, str]]:
         """Do `work` for every image; one that fails is named and the others are done.
+
+        Args:
+            images: in the order of the results, however many are worked on at once.
+            work: for one image.
+            doing: the task's name, for whoever watches.
+            workers: images worked on at once, by threads.
 
         Returns:
             Results by entry id, and reasons by image name.
@@ -189,10 +203,13 @@ class Context:
         failed: dict[str, str] = {}
         first: HnsccQpError | None = None
         images = list(images)
-        with self.progress.task(doing, total=len(images), unit="images") as task:
-            for image in images:
+        with (
+            self.progress.task(doing, total=len(images), unit="images") as task,
+            closing(_each(images, work, workers)) as outcomes,
+        ):
+            for image, outcome in zip(images, outcomes, strict=True):
                 try:
-                    results[image.entry_id] = work(image)
+                    results[image.entry_id] = outcome()
                 except HnsccQpError as error:
                     first = first or error
                     failed[image.name] = str(error)
@@ -203,11 +220,35 @@ class Context:
         return results, failed
 
 
+def _each(
+    images: Sequence[ImageEntry], work: Callable[[ImageEntry], T], workers: int
+) -> Generator[Callable[[], T], None, None]:
+    """For each image, in order, what gives its result or raises its error."""
+    if workers <= 1 or len(images) <= 1:
+        for image in images:
+            yield partial(work, image)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="image")
+    try:
+        for future in [pool.submit(work, image) for image in images]:
+            yield future.result
+    finally:
+        # Left early (Ctrl+C): what has not begun is not begun.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def placement(image: ImageEntry) -> str:
     """Hash of what decides which pixels an image has and how large they are; not of its objects."""
     size = [image.pixel_size.x, image.pixel_size.y] if image.pixel_size else None
     view = [str(step) for step in image.view]
     return sha256_json([image.name, image.uri, image.server, list(image.args), view, image.size, size])
+
+
+def available_cpus() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def image_file(folder: Path, image: ImageEntry, suffix: str) -> Path:

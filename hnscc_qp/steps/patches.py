@@ -1,20 +1,33 @@
-"""`patches`: labelled windows of every image that takes part."""
+"""`patches`: labelled windows of every image that takes part.
+
+Slide by slide, several at once: first every window is labelled, then, once all slides' counts are
+known and each slide's share is fixed, the sampled ones are cut. What a slide has done lies in `parts/`
+until the whole is written, so that a stopped run goes on with the next slide.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from hnscc_qp.errors import AnnotationError, HnsccQpError
+from hnscc_qp.errors import AnnotationError, HnsccQpError, SlideReadError
+from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP, Grid
 from hnscc_qp.patches.cut import cut_windows
-from hnscc_qp.patches.dataset import Part, PatchRow, rows_table, write_patches
+from hnscc_qp.patches.dataset import SCHEMA, Part, write_patches
 from hnscc_qp.patches.labels import Label, WindowLabels, label_windows
-from hnscc_qp.patches.sample import sample_balanced
+from hnscc_qp.patches.parts import PatchPart, labels_file, read_labels, write_labels
+from hnscc_qp.patches.sample import Quotas, Supply, draw_windows, share_out
 from hnscc_qp.patches.split import Side
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.slides.reader import Slide, require_mpp
@@ -31,16 +44,26 @@ from hnscc_qp.steps.cohort import (
 from hnscc_qp.steps.context import Context, Manifest, placement
 
 STEP = "patches"
+_PARTS = "parts"
+_SAMPLED = (Label.TUMOR, Label.NONTUMOR)
 
 
 @dataclass(frozen=True, slots=True)
 class _Labelled:
-    """An image's windows, before sampling."""
+    """An image whose windows are labelled: what later stages need of it, and where the labels lie."""
 
     image: CohortImage
-    slide: Slide
-    grid: Grid
-    windows: WindowLabels
+    key: str
+    file: Path
+    windows: Mapping[Label, int]
+    rules: Mapping[Label, Mapping[str, int]]
+    unmapped: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def supply(self) -> Supply:
+        case = self.image.case
+        return Supply(case.entry_id, case.patient, self.image.side, case.positive, self.windows)
 
 
 def make_patches(context: Context) -> Manifest:
@@ -57,49 +80,52 @@ def make_patches(context: Context) -> Manifest:
     inputs = {f"image {image.entry_id}": _state(context, image) for image in context.project.images}
     if done := context.finished(STEP, settings, inputs):
         return done
+    folder = context.generation.step(STEP)
+    parts = folder / _PARTS
+    if context.force:
+        shutil.rmtree(parts, ignore_errors=True)
     cohort = read_cohort(context)
     for note in cohort.notes:
         context.progress.warn(note)
     by_entry = {image.entry.entry_id: image for image in cohort.images}
 
     def label(entry: ImageEntry) -> _Labelled:
-        return _label(context, by_entry[entry.entry_id])
+        image = by_entry[entry.entry_id]
+        state = inputs[f"image {entry.entry_id}"]
+        key = sha256_json([state, placement(entry), settings, image.case.positive])
+        return _label(context, image, key, labels_file(parts, key))
 
     labelled, cant_label = context.each_image(
-        [image.entry for image in cohort.images], label, doing="labelling windows"
+        [image.entry for image in cohort.images], label, doing="labelling windows", workers=context.workers
     )
-    chosen = _sample(context, list(labelled.values()))
+    quotas = _share_out(context, list(labelled.values()))
 
-    def cut(entry: ImageEntry) -> tuple[list[PatchRow], np.ndarray]:
-        one, picked = labelled[entry.entry_id], chosen[entry.entry_id]
-        pixels = cut_windows(one.slide, one.grid, one.windows.x_px[picked], one.windows.y_px[picked])
-        return [_row(one, int(index), inputs[f"image {entry.entry_id}"]) for index in picked], pixels
+    def cut(entry: ImageEntry) -> PatchPart:
+        return _cut(context, labelled[entry.entry_id], quotas, inputs[f"image {entry.entry_id}"])
 
-    entries = [one.image.entry for one in labelled.values() if len(chosen[one.image.entry.entry_id])]
-    cuts, cant_cut = context.each_image(entries, cut, doing="cutting patches")
-    rows = [row for some, _ in cuts.values() for row in some]
-    folder = context.generation.step(STEP)
+    entries = [one.image.entry for one in labelled.values() if any(quotas[key] for key in _keys(one))]
+    cuts, cant_cut = context.each_image(entries, cut, doing="cutting patches", workers=context.workers)
     freeze_cohort(context, tuple(one.image for one in labelled.values()))
     write_members(folder, tuple(one.image for one in labelled.values()))
     split = read_members(folder)
     outputs = {COHORT_FILE: split.sha256}
     for part in Part:
-        of_part = [(some, pixels) for some, pixels in cuts.values() if some and Part.of(some[0].side) is part]
-        chunks = ((rows_table(some), pixels) for some, pixels in of_part)
-        outputs |= write_patches(
-            folder, part, chunks, count=sum(len(some) for some, _ in of_part), split=split
-        )
+        of_part = [some for entry, some in cuts.items() if Part.of(labelled[entry].image.side) is part]
+        count = sum(some.rows for some in of_part)
+        outputs |= write_patches(folder, part, (some.read() for some in of_part), count=count, split=split)
+    lost = [note for some in cuts.values() for note in some.notes]
     manifest = make_manifest(
         step=STEP,
         settings=settings,
         inputs=inputs,
         outputs=outputs,
-        counts=_counts(labelled, rows),
+        counts=_counts(labelled, cuts),
         started=started,
         failed=cohort.failed | cant_label | cant_cut,
-        notes=[*cohort.notes, *_remarks(labelled)],
+        notes=[*cohort.notes, *_remarks(labelled), *lost],
     )
     write_manifest(folder, manifest)
+    shutil.rmtree(parts, ignore_errors=True)
     return manifest
 
 
@@ -110,94 +136,178 @@ def _state(context: Context, image: ImageEntry) -> str:
         return f"unreadable, {placement(image)}"
 
 
-def _label(context: Context, image: CohortImage) -> _Labelled:
-    slide = context.open_image(image.entry)
+def _open(context: Context, entry: ImageEntry) -> tuple[Slide, Grid]:
+    slide = context.open_image(entry)
     require_mpp(slide, WINDOW_MPP)
-    grid = Grid.of_method(slide.size, slide.pixel_size)
-    windows = label_windows(
-        image.objects,
-        name=image.entry.name,
-        size=slide.size,
-        grid=grid,
-        tissue=find_tissue(slide, grid),
-        classes=context.study.classes,
-        positive=image.case.positive,
-        settings=context.study.patches,
+    return slide, Grid.of_method(slide.size, slide.pixel_size)
+
+
+def _label(context: Context, image: CohortImage, key: str, file: Path) -> _Labelled:
+    if file.is_file():
+        windows, notes = read_labels(file)
+    else:
+        slide, grid = _open(context, image.entry)
+        unreadable: list[SlideReadError] = []
+        tissue = find_tissue(slide, grid, on_unreadable=unreadable.append)
+        windows = label_windows(
+            image.objects,
+            name=image.entry.name,
+            size=slide.size,
+            grid=grid,
+            tissue=tissue,
+            classes=context.study.classes,
+            positive=image.case.positive,
+            settings=context.study.patches,
+        )
+        notes = tuple(_slide_notes(windows, tissue, unreadable))
+        write_labels(file, windows, notes=notes)
+    lines = windows.skipped + windows.repaired + notes
+    return _Labelled(
+        image=image,
+        key=key,
+        file=file,
+        windows={label: windows.count(label) for label in Label},
+        rules={label: windows.count_reasons(label) for label in Label},
+        unmapped=windows.unmapped,
+        notes=tuple(f"{image.entry.name}: {line}" for line in lines),
     )
-    return _Labelled(image, slide, grid, windows)
 
 
-def _sample(context: Context, labelled: list[_Labelled]) -> dict[str, np.ndarray]:
-    """Entry id → indices into its windows."""
-    sizes = [len(one.windows.label) for one in labelled]
-    owner = np.repeat(np.arange(len(labelled)), sizes)
-    first = np.cumsum([0, *sizes])
+def _slide_notes(
+    windows: WindowLabels, tissue: npt.NDArray[np.bool_], unreadable: Sequence[SlideReadError]
+) -> list[str]:
+    notes = []
+    if unreadable:
+        notes.append(
+            f"{len(unreadable)} places can't be decoded and are taken for no tissue ({unreadable[0]})"
+        )
+    if not len(windows.label):
+        notes.append("is smaller than a window, so it gives none")
+    elif not tissue.any():
+        notes.append("no tissue found, so all but annotated tumor is background; look whether it is H&E")
+    return notes
+
+
+def _share_out(context: Context, labelled: list[_Labelled]) -> Quotas:
     settings = context.study.patches
-    picked = sample_balanced(
-        label=np.concatenate([one.windows.label for one in labelled]),
-        side=[labelled[index].image.side for index in owner],
-        slide=[labelled[index].image.entry.entry_id for index in owner],
-        x_px=np.concatenate([one.windows.x_px for one in labelled]),
-        y_px=np.concatenate([one.windows.y_px for one in labelled]),
+    quotas = share_out(
+        [one.supply for one in labelled],
         per_class=settings.per_class,
+        nontumor_from_negative=settings.nontumor_from_negative,
         seed=settings.seed,
     )
-    if not len(picked):
+    if not any(quotas.values()):
         raise AnnotationError(
             "no side of the split has both tumor and nontumor windows, so there is nothing to learn from; "
             "annotate slides of more patients, or give positive and negative slides a status"
         )
-    return {
-        one.image.entry.entry_id: picked[owner[picked] == number] - first[number]
-        for number, one in enumerate(labelled)
-    }
+    return quotas
 
 
-def _row(one: _Labelled, index: int, state: str) -> PatchRow:
-    windows = one.windows
-    x_px, y_px = int(windows.x_px[index]), int(windows.y_px[index])
-    scale_x, scale_y = one.grid.pixel_size.qupath_px_per(one.grid.mpp)
-    return PatchRow(
-        entry_id=one.image.entry.entry_id,
-        slide=one.image.entry.name,
-        patient=one.image.case.patient,
-        side=one.image.side,
-        x_px=x_px,
-        y_px=y_px,
-        x_qupath=x_px * scale_x,
-        y_qupath=y_px * scale_y,
-        label=Label(int(windows.label[index])),
-        reason=windows.reason[index],
-        annotation_ids=windows.annotation_ids[index],
-        image_sha256=state,
+def _keys(one: _Labelled) -> list[tuple[str, Label]]:
+    return [(one.image.entry.entry_id, label) for label in _SAMPLED]
+
+
+def _cut(context: Context, one: _Labelled, quotas: Quotas, state: str) -> PatchPart:
+    """Draw an image's windows, cut them, and lay them down as a part."""
+    entry = one.image.entry
+    mine = [quotas[key] for key in _keys(one)]
+    seed = context.study.patches.seed
+    part = PatchPart(one.file.parent, sha256_json([one.key, mine, seed, str(one.image.side)]))
+    if part.is_done:
+        return part
+    windows, _ = read_labels(one.file)
+    drawn = []
+    for label, quota in zip(_SAMPLED, mine, strict=True):
+        there = np.flatnonzero(windows.label == label)
+        drawn.append(there[draw_windows(len(there), quota, slide=entry.entry_id, label=label, seed=seed)])
+    picked = np.sort(np.concatenate(drawn))
+    slide, grid = _open(context, entry)
+    lost: list[tuple[int, SlideReadError]] = []
+    pixels = part.new_pixels((len(picked), grid.window_px, grid.window_px, 3))
+    cut_windows(slide, grid, windows.x_px[picked], windows.y_px[picked], out=pixels, unreadable=lost)
+    if len(lost) == len(picked):
+        raise SlideReadError(f"{entry.name}: none of its {len(picked)} patches can be decoded: {lost[0][1]}")
+    kept = np.setdiff1d(np.arange(len(picked)), [number for number, _ in lost])
+    notes = []
+    if lost:
+        notes.append(
+            f"{entry.name}: {len(lost)} of {len(picked)} patches can't be decoded and are left out "
+            f"({lost[0][1]})"
+        )
+        context.progress.warn(notes[0])
+    table = _table(one, grid, windows, picked=picked[kept], numbers=kept, state=state)
+    part.finish(table, notes=notes)
+    return part
+
+
+def _table(
+    one: _Labelled,
+    grid: Grid,
+    windows: WindowLabels,
+    *,
+    picked: npt.NDArray[np.intp],
+    numbers: npt.NDArray[np.intp],
+    state: str,
+) -> pa.Table:
+    """Rows of `SCHEMA` for an image's windows; `numbers` are those of their pixels in the part."""
+    count = len(picked)
+    scale_x, scale_y = grid.pixel_size.qupath_px_per(grid.mpp)
+    x_px, y_px = windows.x_px[picked], windows.y_px[picked]
+    return pa.table(
+        {
+            "patch": numbers,
+            "entry_id": [one.image.entry.entry_id] * count,
+            "slide": [one.image.entry.name] * count,
+            "image_sha256": [state] * count,
+            "patient": [one.image.case.patient] * count,
+            "side": [one.image.side.value] * count,
+            "x_px": x_px,
+            "y_px": y_px,
+            "x_qupath": x_px * scale_x,
+            "y_qupath": y_px * scale_y,
+            "label": [Label(label).name.lower() for label in windows.label[picked].tolist()],
+            "reason": [windows.reason[index] for index in picked.tolist()],
+            "annotation_ids": [list(windows.annotation_ids[index]) for index in picked.tolist()],
+        },
+        schema=SCHEMA,
     )
 
 
-def _counts(labelled: dict[str, _Labelled], rows: list[PatchRow]) -> dict[str, object]:
-    sampled = Counter((row.side, row.label) for row in rows)
-    found: Counter[Label] = Counter()
+def _counts(labelled: Mapping[str, _Labelled], cuts: Mapping[str, PatchPart]) -> dict[str, Any]:
+    sampled: Counter[tuple[Side, str]] = Counter()
+    from_negative: Counter[Side] = Counter()
+    for entry, part in cuts.items():
+        image, names = labelled[entry].image, Counter(part.labels)
+        sampled.update({(image.side, name): count for name, count in names.items()})
+        if not image.case.positive:
+            from_negative[image.side] += names[Label.NONTUMOR.name.lower()]
+    rules: dict[Label, Counter[str]] = {label: Counter() for label in Label}
     for one in labelled.values():
-        found.update({label: one.windows.count(label) for label in Label})
+        for label in Label:
+            rules[label].update(one.rules[label])
     return {
         "images": len(labelled),
         "patients": {
             str(side): len({one.image.case.patient for one in labelled.values() if one.image.side is side})
             for side in Side
         },
-        "windows": {label.name.lower(): found[label] for label in Label},
+        "windows": {label.name.lower(): rules[label].total() for label in Label},
+        "rules": {label.name.lower(): dict(sorted(rules[label].items())) for label in Label},
         "patches": {
-            str(side): {label.name.lower(): sampled[side, label] for label in (Label.TUMOR, Label.NONTUMOR)}
+            str(side): {label.name.lower(): sampled[side, label.name.lower()] for label in _SAMPLED}
             for side in Side
         },
+        "nontumor from negative slides": {str(side): from_negative[side] for side in Side},
     }
 
 
-def _remarks(labelled: dict[str, _Labelled]) -> list[str]:
+def _remarks(labelled: Mapping[str, _Labelled]) -> list[str]:
     unmapped: Counter[str] = Counter()
-    remarks = []
+    remarks: list[str] = []
     for one in labelled.values():
-        unmapped.update(one.windows.unmapped)
-        remarks += [f"{one.image.entry.name}: {line}" for line in one.windows.skipped + one.windows.repaired]
+        unmapped.update(one.unmapped)
+        remarks += one.notes
     if unmapped:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(unmapped.items()))
         remarks.append(f"annotations whose class the study gives no meaning decide nothing: {listed}")

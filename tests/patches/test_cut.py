@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from hnscc_qp.errors import SlideReadError
 from hnscc_qp.geometry import Grid, Mpp, PixelSize
 from hnscc_qp.patches.cut import cut_windows
 from hnscc_qp.slides.reader import Slide, open_slide
@@ -31,3 +32,39 @@ def test_windows_cut_together_are_those_read_one_by_one(slide, monkeypatch, bloc
     for n, (row, column) in enumerate(zip(rows, columns, strict=True)):
         assert (pixels[n] == slide.read(grid.window(int(row), int(column)), Mpp(1.0))).all()
     assert cut_windows(slide, grid, [], []).shape == (0, 40, 40, 3)
+
+
+def test_few_windows_far_apart_are_read_in_small_blocks_all_the_same_pixels(slide, monkeypatch):
+    monkeypatch.setattr("hnscc_qp.patches.cut._SMALLEST_BLOCK_PX", 40)
+    monkeypatch.setattr("hnscc_qp.patches.cut._SPARSE", 0.9)
+    grid = Grid.over(slide.size, slide.pixel_size, mpp=Mpp(1.0), step_px=10, window_px=40)
+    read = []
+    monkeypatch.setattr(Slide, "read", lambda *a, read_=Slide.read: (read.append(a[1]), read_(*a))[1])
+    pixels = cut_windows(slide, grid, [0, 300, 310], [0, 190, 200])
+    assert len(read) == 2 and max(region.width for region in read) < 200
+    for n, (x, y) in enumerate([(0, 0), (300, 190), (310, 200)]):
+        assert (pixels[n] == slide.read(grid.window(y // 10, x // 10), Mpp(1.0))).all()
+
+
+def test_windows_on_a_damaged_tile_are_named_and_the_others_cut(slide, monkeypatch):
+    grid = Grid.over(slide.size, slide.pixel_size, mpp=Mpp(1.0), step_px=10, window_px=40)
+    places = [(x, y) for y in range(0, 200, 40) for x in range(0, 320, 40)]
+    whole = cut_windows(slide, grid, *zip(*places, strict=True))
+    damage_tile(slide.path, 3)  # of 128 px, the fourth in the first row: 384 to 512 px, 153.6 to 204.8 µm
+    torn = open_slide(slide.path, pixel_size=slide.pixel_size)
+    with pytest.raises(SlideReadError):
+        cut_windows(torn, grid, *zip(*places, strict=True))
+    lost: list = []
+    cut = cut_windows(torn, grid, *zip(*places, strict=True), unreadable=lost)
+    hit = {n for n, (x, y) in enumerate(places) if x + 40 > 153.6 and x < 204.8 and y < 51.2}
+    assert {number for number, _ in lost} == hit
+    assert all((cut[n] == whole[n]).all() for n in set(range(len(places))) - hit)
+
+
+def damage_tile(path: Path, number: int) -> None:
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offset, count = page.dataoffsets[number], page.databytecounts[number]
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\xff" * count)

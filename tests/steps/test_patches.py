@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from studies import STUDY, write_study
 
 from hnscc_qp.cli.main import main
 from hnscc_qp.patches.cases import ImageCase
 from hnscc_qp.patches.split import Side, split_patients
+from hnscc_qp.steps import patches
 from hnscc_qp.study import Split
 
 
@@ -139,3 +148,138 @@ def test_all_contradictions_of_status_are_named_at_once(call, tmp_path: Path) ->
     code, err = call("patches", study)
     assert code == 1
     assert "S1.tif has 'status' = negative but a tumor annotation" in err and "S3.tif has" in err
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    patches = folder / "generations" / "001" / "patches"
+    return {
+        str(path.relative_to(patches)): path.read_bytes()
+        for path in sorted(patches.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+def test_the_same_bytes_come_out_however_many_slides_are_worked_on_at_once(call, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    project = {name: (tmp_path / name).read_bytes() for name in ("study.toml",)}
+    assert call("patches", tmp_path, "--workers", 1)[0] == 0
+    one = written(tmp_path)
+    assert call("patches", tmp_path, "--workers", 3, "--force")[0] == 0
+    assert written(tmp_path) == one
+    assert set(one) == {
+        "cohort.json",
+        *(f"{part}/patches.{kind}" for part in ("development", "test") for kind in ("npy", "parquet")),
+    }
+    assert (tmp_path / "study.toml").read_bytes() == project["study.toml"]
+
+
+def test_patches_that_were_killed_go_on_with_the_next_slide_and_come_out_the_same(
+    call, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path / "killed")
+    kill_in_the_third_slide = (
+        "import os, signal, sys\n"
+        "from hnscc_qp.steps import patches\n"
+        "from hnscc_qp.cli.main import main\n"
+        "cut, calls = patches.cut_windows, []\n"
+        "def cut_and_die(*a, out, **k):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3:\n"
+        "        out[:5] = 77\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return cut(*a, out=out, **k)\n"
+        "patches.cut_windows = cut_and_die\n"
+        f"sys.argv = ['hnscc-qp', 'patches', {str(study)!r}, '--workers', '1']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", kill_in_the_third_slide], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    parts = tmp_path / "killed" / "generations" / "001" / "patches" / "parts"
+    assert len(list(parts.glob("*.patches.parquet"))) == 2 and len(list(parts.glob("*.labels.npz"))) == 6
+    old = {path: path.stat().st_mtime_ns for path in parts.glob("*.patches.parquet")}
+    cut = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            patches, "cut_windows", lambda *a, f=patches.cut_windows, **k: (cut.append(1), f(*a, **k))
+        )
+        assert call("patches", study)[0] == 0
+    assert len(cut) == 6 - len(old)
+    shutil.copytree(tmp_path / "killed", tmp_path / "whole", ignore=shutil.ignore_patterns("generations"))
+    assert call("patches", tmp_path / "whole")[0] == 0
+    assert written(tmp_path / "killed") == written(tmp_path / "whole")
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "generations" / "001" / "patches" / "manifest.json").read_text())
+
+
+def test_a_slide_with_a_damaged_tile_loses_only_the_patches_on_it_and_they_are_counted(
+    call, tmp_path: Path
+) -> None:
+    whole = write_study(tmp_path / "whole")
+    assert call("patches", whole)[0] == 0
+    study = write_study(tmp_path / "torn")
+    path = study.parent / "slides" / "S1.tif"
+    with tifffile.TiffFile(path) as tiff:  # tiles of 128 px: the second of the second row, within the tumor
+        offset, count = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\xff" * count)
+    code, err = call("patches", study)
+    assert code == 0, err
+    tissue, lost = [note for note in manifest(study.parent)["notes"] if "S1.tif" in note]
+    assert "places can't be decoded and are taken for no tissue" in tissue
+    named = re.match(r"S1\.tif: (\d+) of (\d+) patches can't be decoded and are left out \(", lost)
+    before, after = rows_of_s1(whole.parent), rows_of_s1(study.parent)
+    assert named and int(named[2]) - int(named[1]) == len(after) > 0
+    assert len(before) > len(after)
+    assert not [row for row in after if 88 < row["x_px"] < 256 and 88 < row["y_px"] < 256]
+
+
+def rows_of_s1(folder: Path) -> list[dict[str, Any]]:
+    tables = [
+        pq.read_table(folder / "generations" / "001" / "patches" / part / "patches.parquet")
+        for part in ("development", "test")
+    ]
+    return [row for table in tables for row in table.to_pylist() if row["entry_id"] == "1"]
+
+
+def test_a_slide_without_tissue_and_one_that_is_too_coarse_are_named_and_the_others_done(
+    call, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path)
+    glass = np.full((320, 400, 3), 244, np.uint8)
+    tifffile.imwrite(
+        tmp_path / "slides" / "S2.tif",
+        glass,
+        photometric="rgb",
+        tile=(128, 128),
+        resolution=(1e4, 1e4),
+        resolutionunit=3,
+    )
+    path = tmp_path / "project" / "project.qpproj"
+    project = json.loads(path.read_text())
+    metadata = project["images"][3]["serverBuilder"]["metadata"]
+    for side in ("pixelWidth", "pixelHeight"):
+        metadata["pixelCalibration"][side]["value"] = 1.2
+    path.write_text(json.dumps(project))
+    code, err = call("patches", study)
+    assert code == 2
+    assert (
+        "S4.tif is 1.2 µm/px, coarser than the 1.0 µm/px the model needs; scan or export it at a finer" in err
+    )
+    (note,) = [note for note in manifest(tmp_path)["notes"] if "S2.tif" in note]
+    assert "no tissue found" in note
+    assert set(manifest(tmp_path)["failed"]) == {"S4.tif"}
+
+
+def test_the_manifest_counts_what_each_rule_did_and_where_nontumor_came_from(call, tmp_path: Path) -> None:
+    assert call("patches", write_study(tmp_path))[0] == 0
+    counts = manifest(tmp_path)["counts"]
+    for label, rules in counts["rules"].items():
+        assert sum(rules.values()) == counts["windows"][label]
+    assert counts["rules"]["tumor"].keys() == {"annotation"}
+    assert counts["rules"]["nontumor"].keys() == {"negative slide", "outside annotations"}
+    patches_ = counts["patches"]
+    for side, number in counts["nontumor from negative slides"].items():
+        assert abs(number - patches_[side]["nontumor"] / 2) <= 0.5
