@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
+import geojson
 import shapely
 from shapely.geometry.base import BaseGeometry
 
@@ -125,7 +126,7 @@ def _encode(
     for number, item in enumerate(objects):
         try:
             for feature in (_feature(item),) if dialect == "0.4" else _features_0_3(item):
-                yield (separator + json.dumps(feature, ensure_ascii=False, allow_nan=False)).encode()
+                yield (separator + geojson.dumps(feature, ensure_ascii=False)).encode()
                 separator = ",\n"
         except ValueError as error:  # _UnusableError, or text that is not Unicode
             title = f"{item.type} {number + 1} ({item.path_class or 'unclassified'}, id {item.id})"
@@ -135,7 +136,7 @@ def _encode(
     yield b"\n]}\n"
 
 
-def _feature(item: PathObject) -> dict[str, Any]:
+def _feature(item: PathObject) -> geojson.Feature:
     if item.type is ObjectType.ROOT:
         raise _UnusableError("it is the root, which has no shape")
     properties: dict[str, Any] = {"objectType": item.type.value}
@@ -153,16 +154,16 @@ def _feature(item: PathObject) -> dict[str, Any]:
         properties["metadata"] = dict(item.metadata)
     if item.children:
         properties["childObjects"] = [_feature(child) for child in item.children]
-    feature: dict[str, Any] = {"type": "Feature"}
-    if item.id is not None:
-        feature["id"] = str(item.id)
-    feature["geometry"] = _geometry(item.roi, is_ellipse=item.roi_kind is RoiKind.ELLIPSE)
-    if item.nucleus_roi is not None:
-        feature["nucleusGeometry"] = _geometry(item.nucleus_roi)
-    return feature | {"properties": properties}
+    nucleus = {} if item.nucleus_roi is None else {"nucleusGeometry": _geometry(item.nucleus_roi)}
+    return geojson.Feature(
+        id=None if item.id is None else str(item.id),
+        geometry=_geometry(item.roi, is_ellipse=item.roi_kind is RoiKind.ELLIPSE),
+        properties=properties,
+        **nucleus,
+    )
 
 
-def _features_0_3(item: PathObject) -> Iterator[dict[str, Any]]:
+def _features_0_3(item: PathObject) -> Iterator[geojson.Feature]:
     """The object and all below it, spelled as QuPath 0.3 does."""
     for _, one in walk([item]):
         feature = _feature(replace(one, id=None, children=()))
