@@ -6,7 +6,7 @@ import json
 import math
 import os
 import struct
-import time
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -325,14 +325,27 @@ def test_text_beyond_ascii_survives_javas_utf8(tmp_path: Path) -> None:
     assert read(data, tmp_path).objects[0].name == "\0\U0001f52c"
 
 
-def test_many_detections_are_read_in_reasonable_time(tmp_path: Path) -> None:
+def test_the_work_grows_with_the_objects_and_no_faster(tmp_path: Path) -> None:
     triangle = java.vertices_roi("PolygonROI", [(0, 0), (9, 0), (9, 9)])
-    data = java.qpdata([java.path_object("PathDetectionObject", roi=triangle)] * 5_000)
-    start = time.process_time()
-    objects = read(data, tmp_path).objects
-    assert time.process_time() - start < 5  # 0.5 s; with a slip to quadratic time, minutes
-    assert len(objects) == 5_000
-    assert all(item.area_px == 40.5 for item in objects)
+
+    def count_calls(objects: int) -> int:
+        data = java.qpdata([java.path_object("PathDetectionObject", roi=triangle)] * objects)
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            found = read(data, tmp_path).objects
+        finally:
+            sys.setprofile(None)
+        assert len(found) == objects
+        assert all(item.area_px == 40.5 for item in found)
+        return calls
+
+    assert count_calls(2_000) < 4.2 * count_calls(500)
 
 
 def test_a_polygon_of_many_that_is_odd_is_mended_alone(tmp_path: Path) -> None:
