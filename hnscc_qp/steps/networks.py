@@ -42,11 +42,13 @@ def train_networks(context: Context) -> Manifest:
     failed: dict[str, str] = {}
     notes = []
     first: HnsccQpError | None = None
-    for number, network in enumerate(NETWORKS, start=1):
-        if context.study.training.recipe == "dense" and network not in DENSE_NETWORKS:
+    dense = context.study.training.recipe == "dense"
+    candidates = [network for network in NETWORKS if not dense or network in DENSE_NETWORKS]
+    for network in NETWORKS:
+        if network not in candidates:
             notes.append(f'{network} has no dense form and is left out; recipe = "window" trains it')
-            continue
-        context.progress.say(f"[{number}/{len(NETWORKS)}] {network}")
+    for number, network in enumerate(candidates, start=1):
+        context.progress.say(f"[{number}/{len(candidates)}] {network}")
         try:
             done[network] = train_primary(with_network(context, network), step=f"{STEP}/{network}")
         except StepError:

@@ -181,6 +181,24 @@ def test_nothing_is_chosen_where_every_network_fails(
     assert written(study.parent / "generations" / "001" / "primary") == before
 
 
+def test_dense_recipe_leaves_googlenet_out_and_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dense = "[training.dense]\nepochs = 1\nepoch_tiles = 8\ntile_px = 80\n\n[mining]"
+    study = write_study(
+        tmp_path, text=SMALL.replace('recipe = "window"', 'recipe = "dense"').replace("[mining]", dense)
+    )
+    assert call("patches", study) == 0
+    assert call("train", study, "--all-networks") == 1
+    assert "has no tiles yet; run: hnscc-qp tiles" in capfd.readouterr().err
+    assert call("tiles", study) == 0
+    assert call("train", study, "--all-networks") == 0
+    assert "googlenet has no dense form and is left out" in capfd.readouterr().out
+    (row,) = read(tmp_path, "networks", "table2.json")
+    assert (row["network"], row["recipe"], row["chosen"]) == ("mobilenet_v2", "dense", True)
+    assert load_model(tmp_path / "generations" / "001" / "primary", recipe="dense")[1].output_stride_px == 8
+
+
 def test_networks_are_candidates_for_the_primary_only(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert call("train", study, "--all-networks", "--stage", "secondary") == 1
     assert "--all-networks chooses the primary" in capfd.readouterr().err
