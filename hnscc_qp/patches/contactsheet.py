@@ -78,6 +78,31 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnShapes:
+    """All annotations of an image, sorted out once for all of its pictures."""
+
+    rois: npt.NDArray[np.object_]
+    bounds: npt.NDArray[np.float64]
+    meanings: tuple[Label | None, ...]
+
+    @classmethod
+    def of(cls, objects: Sequence[PathObject], classes: study.Classes) -> DrawnShapes:
+        """Annotations at any depth, with what the study makes of them."""
+        drawn = list(annotated_meanings(objects, classes))
+        rois = np.empty(len(drawn), object)
+        rois[:] = [item.roi for item, _ in drawn]
+        return cls(rois, shapely.bounds(rois).reshape(-1, 4), tuple(meaning for _, meaning in drawn))
+
+    def near(self, box: BaseGeometry) -> list[tuple[BaseGeometry, Label | None]]:
+        """Those whose bounds meet a box."""
+        x0, y0, x1, y1 = box.bounds
+        left, top, right, bottom = self.bounds.T
+        # An empty shape has no bounds, and comparing them is false.
+        hit = np.flatnonzero((left <= x1) & (right >= x0) & (top <= y1) & (bottom >= y0))
+        return [(self.rois[index], self.meanings[index]) for index in hit]
+
+
+@dataclass(frozen=True, slots=True)
 class SheetRow:
     """A line of the table of rules."""
 
@@ -151,8 +176,7 @@ def draw_picture(
     index: int,
     *,
     image: str,
-    objects: Sequence[PathObject],
-    classes: study.Classes,
+    drawn: DrawnShapes,
 ) -> Picture:
     """Read a window with what lies around it, and what was drawn there."""
     scale_x, scale_y = grid.pixel_size.qupath_px_per(grid.mpp)
@@ -163,8 +187,8 @@ def draw_picture(
     Image.fromarray(slide.read(region, grid.mpp)).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     box = shapely.box(region.x, region.y, region.x + region.width, region.y + region.height)
     outlines = []
-    for item, meaning in annotated_meanings(objects, classes):
-        part = _boundary_within(item.roi, box)
+    for roi, meaning in drawn.near(box):
+        part = _boundary_within(roi, box)
         if not part.is_empty:
             shifted = shapely.transform(part, lambda points: points / (scale_x, scale_y) - (left, top))
             outlines.append(Outline(_svg_path(shifted), _COLORS[meaning], meaning is None))
@@ -222,8 +246,6 @@ def write_sheet(
 
 def _boundary_within(roi: BaseGeometry, box: BaseGeometry) -> BaseGeometry:
     """Lines of an outline inside the picture, and small circles for points."""
-    if roi.is_empty or not shapely.intersects(shapely.box(*roi.bounds), box):
-        return shapely.LineString()
     if shapely.get_dimensions(roi) == 0:
         roi = roi.buffer(max(box.bounds[2] - box.bounds[0], 1) / 50)
     lines = roi if shapely.get_dimensions(roi) == 1 else shapely.boundary(roi)

@@ -102,8 +102,8 @@ def lint_annotations(
     for one in drawn:
         if not one.is_mapped:
             continue
-        findings += _outline_findings(one, image, size, grid)
         shape = polygons_only(one.roi)
+        findings += _outline_findings(one, shape, image, size, grid)
         if shape.area > 0:
             whole.append(one)
             shapes.append(shape)
@@ -165,17 +165,19 @@ def _unmapped(drawn: Sequence[_Drawn], image: str) -> list[Finding]:
     ]
 
 
-def _outline_findings(one: _Drawn, image: str, size: tuple[int, int], grid: Grid) -> list[Finding]:
+def _outline_findings(
+    one: _Drawn, shape: BaseGeometry, image: str, size: tuple[int, int], grid: Grid
+) -> list[Finding]:
     """What is to be said of one annotation alone."""
     findings = []
-    if one.roi.is_empty or not polygons_only(one.roi).area > 0:
+    if not shape.area > 0:
         findings.append(
             _finding(Severity.WARNING, "no area", image, f"{one.what} has no area; outline it instead", one)
         )
     elif not one.roi.is_valid:
         why = shapely.is_valid_reason(one.roi)
         findings.append(_finding(Severity.WARNING, "self-crossing", image, f"{one.what}: {why}", one))
-    findings += _slivers(one, image, grid)
+    findings += _slivers(one, shape, image, grid)
     if one.roi.is_empty:
         return findings
     x0, y0, x1, y1 = one.roi.bounds
@@ -190,8 +192,8 @@ def _outline_findings(one: _Drawn, image: str, size: tuple[int, int], grid: Grid
     return findings
 
 
-def _slivers(one: _Drawn, image: str, grid: Grid) -> list[Finding]:
-    parts = shapely.get_parts(polygons_only(one.roi))
+def _slivers(one: _Drawn, shape: BaseGeometry, image: str, grid: Grid) -> list[Finding]:
+    parts = shapely.get_parts(shape)
     um = float(np.sqrt(grid.pixel_size.area_um2(1.0)))
     areas, lengths = shapely.area(parts) * um**2, shapely.length(parts) * um
     thin = (areas > 0) & ((areas < _MIN_AREA_UM2) | (2 * areas < _MIN_WIDTH_UM * lengths))

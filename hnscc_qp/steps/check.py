@@ -17,6 +17,7 @@ from hnscc_qp.geometry import WINDOW_MPP, Grid
 from hnscc_qp.patches.cases import ImageCase, SkippedImage, case_of
 from hnscc_qp.patches.contactsheet import (
     KINDS,
+    DrawnShapes,
     Picture,
     SheetRow,
     draw_picture,
@@ -200,6 +201,9 @@ def _pictures(
 ) -> tuple[dict[str, list[Picture]], list[Finding]]:
     labelled = {entry_id: one.windows for entry_id, one in checked.items() if one.windows is not None}
     chosen = sample_windows(labelled, each=_EACH, seed=context.study.patches.seed)
+    drawn = {
+        entry_id: DrawnShapes.of(checked[entry_id].objects, context.study.classes) for entry_id in labelled
+    }
     pictures: dict[str, list[Picture]] = {kind: [] for kind in KINDS}
     unreadable: dict[str, Finding] = {}
     with context.progress.task(
@@ -209,23 +213,18 @@ def _pictures(
             for entry_id, index in picked:
                 one = checked[entry_id]
                 try:
-                    pictures[kind].append(_draw(context, one, index))
+                    picture = draw_picture(
+                        one.slide,
+                        one.grid,
+                        labelled[entry_id],
+                        index,
+                        image=one.entry.name,
+                        drawn=drawn[entry_id],
+                    )
+                    pictures[kind].append(picture)
                 except HnsccQpError as error:
                     unreadable[entry_id] = Finding(
                         Severity.WARNING, "can't be decoded", one.entry.name, str(error)
                     )
                 task.advance(note=one.entry.name)
     return pictures, list(unreadable.values())
-
-
-def _draw(context: Context, one: _Checked, index: int) -> Picture:
-    assert one.windows is not None
-    return draw_picture(
-        one.slide,
-        one.grid,
-        one.windows,
-        index,
-        image=one.entry.name,
-        objects=one.objects,
-        classes=context.study.classes,
-    )
