@@ -115,7 +115,7 @@ def check_study(context: Context) -> dict[str, Any]:
 def _check_image(context: Context, image: ImageEntry) -> ImageCheck:
     check = ImageCheck(image.name, size_px=image.size, view=[str(step) for step in image.view])
     try:
-        check.objects = sum(1 for _ in walk(context.project.objects(image)))
+        check.objects = sum(1 for _ in walk(context.objects(image)))
     except HnsccQpError as error:
         check.problems.append(str(error))
     try:

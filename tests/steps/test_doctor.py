@@ -91,7 +91,7 @@ def test_a_reader_that_forgets_the_bounds_is_found(tmp_path, tissue, monkeypatch
     context = make_context(tmp_path, slide, Shown((900, 760)))
     opened = context.open_image(context.project.images[0])
     opened.bounds = (0, 0)
-    monkeypatch.setattr(type(context), "open_image", lambda *_: opened)
+    monkeypatch.setattr(type(context), "open_as_scanned", lambda *_: opened)
     assert "shows something else" in check_study(context)["failed"]["drawn.scn"]
 
 

@@ -163,3 +163,11 @@ def test_what_is_not_asap_is_refused(tmp_path, text, said):
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(TruthError, match=said):
         read(tmp_path / "a.xml")
+
+
+def test_a_bomb_of_entities_is_refused_and_not_blown_up(tmp_path):
+    layers = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
+    bomb = f'<!DOCTYPE x [<!ENTITY a0 "ha">{layers}]><ASAP_Annotations>&a11;</ASAP_Annotations>'
+    (tmp_path / "a.xml").write_text(bomb)
+    with pytest.raises(TruthError, match="is damaged XML"):
+        read(tmp_path / "a.xml")
