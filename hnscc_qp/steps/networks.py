@@ -75,6 +75,7 @@ def train_networks(context: Context) -> Manifest:
         title="candidates for the primary, on validation",
         progress=context.progress,
     )
+    notes += [f"{network}: {note}" for network, found in done.items() for note in found["notes"]]
     notes.append(f"the primary is {chosen}: it has the highest AUC on validation")
     manifest = make_manifest(
         step=STEP,

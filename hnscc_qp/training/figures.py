@@ -124,7 +124,7 @@ def draw_reliability(path: Path, report: Report, *, title: str) -> None:
             _reliability(curve, found.reliability, f"temperature {report.temperature.value:.2f}", _BLUE, "o-")
             _unit_square(curve)
             curve.set_title(f"{side} (n = {found.figures.n:,})", fontsize=9)
-            curve.legend(loc="upper left", frameon=False, fontsize=7)
+            curve.legend(loc="best", frameon=False, fontsize=7)
             shown = found.reliability
             count.bar(shown.mean_probability, shown.windows, width=0.06, color=_BLUE)
             count.yaxis.set_major_locator(MaxNLocator(2, integer=True))
