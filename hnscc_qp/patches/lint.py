@@ -159,7 +159,7 @@ def _unmapped(drawn: Sequence[_Drawn], image: str) -> list[Finding]:
             Severity.WARNING,
             "unmapped class",
             image,
-            f"{count} annotations of class {name}, to which [classes] gives no meaning, decide nothing",
+            f"class {name} has no meaning under [classes]; annotations that decide nothing: {count}",
         )
         for name, count in sorted(strangers.items())
     ]
@@ -204,7 +204,7 @@ def _slivers(one: _Drawn, shape: BaseGeometry, image: str, grid: Grid) -> list[F
     if len(parts) == 1:
         message = f"{one.what} is a sliver of {smallest:.0f} µm²"
     else:
-        message = f"{one.what} has {int(thin.sum())} slivers among its {len(parts)} parts"
+        message = f"{one.what} has slivers among its {len(parts)} parts: {int(thin.sum())}"
     return [_finding(Severity.WARNING, "sliver", image, message, one, at=part)]
 
 

@@ -100,6 +100,21 @@ def test_a_positive_slide_without_its_file_is_named_and_the_others_are_done(
     assert "S3.mask.png" in failed["S3.tif"]
 
 
+def test_doctor_says_beforehand_that_a_mask_is_missing(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(STUDY + SOURCES["mask"])
+    (study.parent / "slides" / "S5.mask.png").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["hnscc-qp", "doctor", str(study), "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["failed"]) == ["S5.tif"]
+    assert "S5.mask.png" in found["failed"]["S5.tif"]
+
+
 def test_without_any_file_nothing_is_usable(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert patches(study, SOURCES["asap"].replace('"asap"', '"asap"\npattern = "xml/{slide}.xml"')) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
