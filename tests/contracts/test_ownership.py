@@ -45,6 +45,7 @@ def given_detections(numbers: list[int], model: str, score: float = 0.875) -> li
 CORNERS = st.tuples(st.floats(0, 250_000), st.floats(0, 250_000))
 
 
+@settings(deadline=None)
 @given(corner=CORNERS, size=st.tuples(st.floats(1, 5000), st.floats(1, 5000)))
 def test_an_id_seals_its_shape_however_qupath_stores_it(corner, size):
     x, y = corner
