@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hnscc_qp.errors import StudyError
+from hnscc_qp.errors import SlideReadError, StudyError
 from hnscc_qp.files import write_json
 from hnscc_qp.geometry import Grid, Mpp
 from hnscc_qp.slides.reader import RGBPixels, Slide
@@ -170,9 +170,10 @@ def fit_slide(slide: Slide, target: StainTarget) -> StainFit:
 
     A slide that shows too little tissue, or one stain only, is left as it is; the fit says why.
 
+    Spots that can't be decoded are passed over.
+
     Raises:
         MissingMppError: its pixel size is not known.
-        SlideReadError: part of it can't be decoded.
     """
     grid = Grid.of_method(slide.size, slide.pixel_size)
     rows, columns = np.nonzero(find_tissue(slide, grid))
@@ -184,7 +185,10 @@ def fit_slide(slide: Slide, target: StainTarget) -> StainFit:
             for at, along in ((rows[spot], grid.rows), (columns[spot], grid.columns))
         )
         region = grid.region(row, column, rows=_SPOT_BLOCKS, columns=_SPOT_BLOCKS)
-        pixels = slide.as_scanned.read(region, grid.mpp).reshape(-1, 3)
+        try:
+            pixels = slide.as_scanned.read(region, grid.mpp).reshape(-1, 3)
+        except SlideReadError:  # whoever reads the slide for its own sake will say so
+            continue
         seen.append(pixels[is_stained(pixels)])
     return fit_pixels(np.concatenate(seen), target)
 

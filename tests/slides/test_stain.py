@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hnscc_qp.errors import StudyError
+from hnscc_qp.errors import SlideReadError, StudyError
 from hnscc_qp.geometry import Mpp, Region
 from hnscc_qp.slides.reader import open_slide
 from hnscc_qp.slides.stain import (
@@ -145,6 +145,21 @@ def test_too_little_tissue_or_one_colour_leaves_the_slide_as_it_is_and_says_why(
     assert (fit.apply(pixels) == pixels).all()
     plain = np.full((20_000, 3), (200, 120, 170), np.uint8)
     assert fit_pixels(plain, stain_target(method)).fallback == "its tissue shows one colour only"
+
+
+def test_a_damaged_tile_does_not_keep_a_slide_from_being_fitted(slide, monkeypatch):
+    whole = fit_slide(slide, stain_target("macenko"))
+    read = slide.read
+
+    def read_with_hole(region, mpp):
+        if mpp == 1.0 and region.y < 120:
+            raise SlideReadError("a.tif can't be read")
+        return read(region, mpp)
+
+    monkeypatch.setattr(slide, "read", read_with_hole)
+    fit = fit_slide(slide, stain_target("macenko"))
+    assert fit.pixels < whole.pixels
+    assert np.allclose(fit.matrix, whole.matrix, atol=0.05)
 
 
 def test_a_reference_picture_sets_the_target(tmp_path):
