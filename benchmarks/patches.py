@@ -60,7 +60,10 @@ def find_windows(path: Path, stride_px: int) -> Windows:
     tissue = find_tissue(slide, grid)
     blocks = stride_px // grid.step_px
     rows, columns = np.nonzero(tissue[: grid.window_rows : blocks, : grid.window_columns : blocks])
-    return columns * stride_px, rows * stride_px
+    x, y = columns * stride_px, rows * stride_px
+    # Beyond the image one way gives white and the other black.
+    inside = (x + WINDOW <= slide.size[0] // FACTOR) & (y + WINDOW <= slide.size[1] // FACTOR)
+    return x[inside], y[inside]
 
 
 def cut_one_by_one(path: Path, windows: Windows, out: np.ndarray, *, level: int) -> None:
