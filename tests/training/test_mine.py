@@ -8,9 +8,10 @@ import tifffile
 import torch
 
 from hnscc_qp.geometry import Mpp, PixelSize
+from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.slides.reader import Slide, open_slide
 from hnscc_qp.study import Mining, Scoring
-from hnscc_qp.training.mine import mine_slide, pair_with_tumor, why_no_secondary
+from hnscc_qp.training.mine import mine_slide, pair_with_tumor, thin, why_no_secondary
 
 CPU = torch.device("cpu")
 PINK, PURPLE = (225, 140, 190), (120, 60, 140)
@@ -112,3 +113,42 @@ def test_false_positives_are_thinned_where_tumor_patches_are_fewer() -> None:
     some, drawn = pair_with_tumor(np.arange(50), np.arange(100, 105), seed=1)
     np.testing.assert_array_equal(drawn, np.arange(100, 105))
     assert len(set(some)) == 5
+
+
+def test_thinned_windows_keep_their_distance_and_the_surest() -> None:
+    generator = np.random.default_rng(3)
+    origins = generator.choice(40, (150, 2)) * 10
+    probabilities = generator.uniform(0.5, 1, 150).astype(np.float32)
+    kept = thin(origins, probabilities, min_distance_px=60)
+    between = np.linalg.norm(origins[kept][:, None] - origins[kept][None], axis=2)
+    np.fill_diagonal(between, np.inf)
+    assert between.min() >= 60
+    assert probabilities.argmax() in kept
+    for index in set(range(150)) - set(kept.tolist()):
+        near = kept[np.linalg.norm(origins[kept] - origins[index], axis=1) < 60]
+        assert (probabilities[near] >= probabilities[index]).any()  # a surer one stands for it
+    np.testing.assert_array_equal(thin(origins, probabilities, min_distance_px=0), np.arange(150))
+
+
+def test_dense_primary_is_asked_as_it_would_answer_on_the_whole_slide(
+    drawn: tuple[Slide, np.ndarray],
+) -> None:
+    slide, pixels = drawn
+    primary = DenseClassifier("mobilenet_v2", input_px=128, seed=2).eval()
+    halo = primary.halo_px
+    whole = np.pad(pixels, ((halo, halo), (halo, halo), (0, 0)), constant_values=255)
+    with torch.no_grad():
+        logits = primary(torch.from_numpy(whole).permute(2, 0, 1)[None])[0].numpy()
+        margin = (logits[1] - logits[0])[halo // 10 :, halo // 10 :]
+        middle = float(np.median(margin[:27, :27]))
+        primary.network.get_submodule("classifier.1").bias[0] += middle
+    mined = mine_slide(slide, primary=primary, device=CPU, settings=Mining(), scoring=Scoring())
+    found = {tuple(origin) for origin in mined.origins.tolist()}
+    slack = 1e-3 * float(margin[:27, :27].std())  # an untrained network's answers lie close together
+    places = [(x, y) for y in range(0, 281, 20) for x in range(0, 281, 20)]
+    sure = {(x, y) for x, y in places if margin[y // 10, x // 10] > middle + slack}
+    sure_not = {(x, y) for x, y in places if margin[y // 10, x // 10] < middle - slack}
+    assert len(sure) > 5 and len(sure_not) > 5
+    assert sure <= found and not sure_not & found
+    for (x, y), cut in zip(mined.origins, mined.pixels, strict=True):
+        np.testing.assert_array_equal(cut, pixels[y : y + 40, x : x + 40])

@@ -1,0 +1,183 @@
+"""The dense recipe through the command line: tiles, training, mining and the secondary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from shapely.geometry import box
+from studies import STUDY, TUMOR_BOX, write_study
+from test_run import call
+
+from hnscc_qp.geometry import WINDOW_MPP, Mpp, PixelSize, Region
+from hnscc_qp.models.checkpoint import load_model, save_model
+from hnscc_qp.slides.reader import open_slide
+from hnscc_qp.study import Training
+
+DENSE = (
+    STUDY[: STUDY.index("[training]")]
+    + """\
+[training]
+recipe = "dense"
+weights = "none"
+input_px = 32
+
+[training.dense]
+tile_px = 120
+epochs = 2
+epoch_tiles = 8
+averaging = 0.5
+
+[mining]
+min_false_positives = 10
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with tiles and a primary. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("dense")
+    study = write_study(folder, text=DENSE)
+    for command in ("patches", "tiles", "train"):
+        assert call(command, study) == 0
+    return folder
+
+
+@pytest.fixture
+def study(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy" / "study.toml"
+
+
+def step(folder: Path, name: str) -> Path:
+    return folder / "generations" / "001" / name
+
+
+def manifest(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((step(folder, name) / "manifest.json").read_text())
+
+
+def rows(folder: Path, name: str, part: str) -> list[dict[str, Any]]:
+    return pq.read_table(step(folder, name) / part / "tiles.parquet").to_pylist()
+
+
+def test_tiles_hold_the_slides_pixels_and_the_label_of_every_window(trained: Path) -> None:
+    tumor, tissue = box(*TUMOR_BOX), box(20, 20, 380, 300)
+    checked = 0
+    for part in ("development", "test"):
+        pixels = np.load(step(trained, "tiles") / part / "tiles.npy")
+        labels = np.load(step(trained, "tiles") / part / "labels.npy")
+        for row, tile, label in zip(rows(trained, "tiles", part), pixels, labels, strict=True):
+            slide = open_slide(trained / "slides" / row["slide"], pixel_size=PixelSize(Mpp(1.0), Mpp(1.0)))
+            seen = slide.read(Region(row["x_qupath"], row["y_qupath"], 480, 480), WINDOW_MPP)
+            np.testing.assert_array_equal(tile, seen)
+            positive = int(row["slide"][1]) % 2 == 1
+            for (top, left), value in np.ndenumerate(label):
+                window = box(left * 10, top * 10, left * 10 + 40, top * 10 + 40)
+                if left * 10 + 40 > 400 or top * 10 + 40 > 320:
+                    assert value == 2
+                elif positive and window.intersection(tumor).area > 0:
+                    assert value == 1
+                elif window.intersection(tissue).area > 1200:
+                    assert value == 0
+                checked += value != 2
+    counted = manifest(trained, "tiles")["counts"]["windows"]
+    assert checked == sum(sum(side.values()) for side in counted.values())
+
+
+def test_tiles_of_test_patients_lie_apart(trained: Path) -> None:
+    sides = {part: {row["side"] for row in rows(trained, "tiles", part)} for part in ("development", "test")}
+    assert sides == {"development": {"train", "validation"}, "test": {"test"}}
+
+
+def test_dense_primary_is_judged_by_all_windows_of_both_sides(trained: Path) -> None:
+    counted = manifest(trained, "tiles")["counts"]["windows"]
+    card = json.loads((step(trained, "primary") / "model.json").read_text())
+    assert (card["recipe"], card["input_px"]) == ("dense", 32)
+    for side in ("validation", "test"):
+        assert card["figures"][side]["n"] == sum(counted[side].values())
+    assert not (step(trained, "primary") / "training.safetensors").exists()  # it is done
+    assert (step(trained, "primary") / "log.csv").read_text().count("\n") == 3
+
+
+def make_it_call_everything_tumor(folder: Path) -> None:
+    """Also say so in the manifest, as later steps read there which model it is."""
+    place = step(folder, "primary")
+    classifier, card = load_model(place)
+    head = classifier.network.get_submodule("classifier.1")
+    with torch.no_grad():
+        head.bias[1] += 100
+    saved = save_model(
+        place,
+        classifier,
+        stage="primary",
+        training=Training(),
+        weights_origin=card.weights_origin,
+        data_sha256=card.data_sha256,
+        patients=card.patients,
+        figures={},
+        device="cpu",
+        seconds=1,
+    )
+    done = manifest(folder, "primary")
+    done["outputs"] = {"primary model": saved.sha256}
+    (place / "manifest.json").write_text(json.dumps(done))
+
+
+def test_mined_tiles_count_false_positives_and_as_many_tumor_windows_only(study: Path) -> None:
+    make_it_call_everything_tumor(study.parent)
+    assert call("mine", study) == 0
+    found = manifest(study.parent, "mine")["counts"]["false positives"]
+    easy = np.load(step(study.parent, "tiles") / "development" / "labels.npy")
+    easy_rows = rows(study.parent, "tiles", "development")
+    labels = np.load(step(study.parent, "mine") / "development" / "labels.npy")
+    tiles = rows(study.parent, "mine", "development")
+    for side in ("train", "validation"):
+        counted = sum(
+            (one == 1).sum() for one, row in zip(easy, easy_rows, strict=True) if row["side"] == side
+        )
+        of_side = [one for one, row in zip(labels, tiles, strict=True) if row["side"] == side]
+        expected = min(found[side], counted)
+        assert expected > 100
+        assert [sum(int((one == value).sum()) for one in of_side) for value in (0, 1)] == [expected] * 2
+    for row, label in zip(tiles, labels, strict=True):
+        positive = int(row["slide"][1]) % 2 == 1
+        assert {0, 1} & set(np.unique(label).tolist()) == {int(positive)}
+        if not positive:  # every 20 px
+            assert (np.argwhere(label == 0) % 2 == 0).all()
+    assert call("train", study, "--stage", "secondary") == 0
+    done = manifest(study.parent, "secondary")
+    if done["counts"]["trained"]:
+        assert json.loads((step(study.parent, "secondary") / "model.json").read_text())["recipe"] == "dense"
+    else:
+        assert "takes no tumor window" in done["notes"][0]
+
+
+def test_time_that_is_over_is_said_and_the_same_command_goes_on(
+    study: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = manifest(study.parent, "primary")["outputs"]
+    assert call("train", study, "--force", "--max-minutes", "0") == 0
+    assert "stopped by --max-minutes" in capfd.readouterr().err
+    assert manifest(study.parent, "primary")["counts"]["out of time"]
+    assert call("train", study) == 0
+    assert "goes on from epoch 1, batch 2 of 2" in capfd.readouterr().err
+    assert manifest(study.parent, "primary")["outputs"] == before  # as if it had not been stopped
+
+
+def test_tiles_need_patches_and_training_needs_tiles(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path, text=DENSE)
+    assert call("tiles", study) == 1
+    assert "has no patches yet; run: hnscc-qp patches" in capfd.readouterr().err
+    assert call("patches", study) == 0
+    assert call("train", study) == 1
+    assert "has no tiles yet; run: hnscc-qp tiles" in capfd.readouterr().err
