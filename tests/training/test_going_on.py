@@ -144,7 +144,7 @@ def test_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(
 
     monkeypatch.setattr(module._Run, "_learn", spoil)
     with pytest.raises(
-        TrainingError, match=r"epoch 2, batch 4 of 4; use a smaller learning_rate.*is kept in"
+        TrainingError, match=r"epoch 2, batch 3 of 5; use a smaller learning_rate.*is kept in"
     ):
         trainer.train(tmp_path, "window")
     assert batches_done(tmp_path / STATE_FILE) == 7
