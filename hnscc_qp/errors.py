@@ -97,5 +97,13 @@ class ScoreMapError(HnsccQpError, ValueError):
     """A score map is damaged or was made for something else."""
 
 
+class StorageError(HnsccQpError, OSError):
+    """A result can't be written: the disk is full, or the folder is not to be written to."""
+
+
+class ClusterError(HnsccQpError, RuntimeError):
+    """The cluster can't be reached, went away, or its machines don't have what the work needs."""
+
+
 class StepError(HnsccQpError, RuntimeError):
     """A step can't start because an earlier one is not done."""

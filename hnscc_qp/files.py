@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hnscc_qp.errors import HnsccQpError, StorageError
+
 
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
@@ -38,6 +40,25 @@ def _umask() -> int:
         umask = os.umask(0)
         os.umask(umask)
     return umask
+
+
+@contextmanager
+def storing(final: Path) -> Iterator[None]:
+    """Tell in one line why a result can't be written.
+
+    Raises:
+        StorageError: the disk is full, the folder is read-only, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HnsccQpError):
+            raise
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"{final} can't be written ({reason}); make room or choose another disk, then run the same "
+            "command again: what is done is kept"
+        ) from error
 
 
 def write_text(final: Path, text: str) -> None:

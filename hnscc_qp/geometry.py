@@ -123,9 +123,9 @@ class Grid:
         return cls(rows, columns, step_px, window_px, mpp, pixel_size)
 
     @classmethod
-    def of_method(cls, size: tuple[int, int], pixel_size: PixelSize) -> Grid:
+    def of_method(cls, size: tuple[int, int], pixel_size: PixelSize, *, step_px: int = STEP_PX) -> Grid:
         """The method's grid over an image of `size` (width, height) in QuPath px."""
-        return cls.over(size, pixel_size, mpp=WINDOW_MPP, step_px=STEP_PX, window_px=WINDOW_PX)
+        return cls.over(size, pixel_size, mpp=WINDOW_MPP, step_px=step_px, window_px=WINDOW_PX)
 
     @property
     def window_blocks(self) -> int:

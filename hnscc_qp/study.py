@@ -259,9 +259,21 @@ class Mining(_Settings):
 class Scoring(_Settings):
     """Votes of overlapping windows."""
 
+    mode: Literal["auto", "exact", "dense"] = "auto"
+    """`exact` shows the network every window on its own, `dense` whole tiles; `auto` is what the models were
+    trained for, and they answer rightly no other way."""
+    stride_px: Literal[5, 10, 20] = 10
+    """A place has (40 / stride)² votes: 64, 16 or 4."""
     batch_size: Annotated[int, Field(gt=0)] = 256
+    """Windows that go to the network at once; in dense mode it is a tile."""
     min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.0625
     """A window is scored if at least this share of it is tissue (one block of sixteen)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` is faster where the processor has it, and flips some votes, see docs/benchmarks.md."""
+    exact: bool = False
+    """32 bits and kernels that add in one order, whatever `precision` says and is faster on the device."""
+    probabilities: bool = False
+    """Write each stage's P(tumor) of every window too, beside the score map."""
 
 
 class Calibration(_Settings):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from shapely import box
 
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, Grid
+from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.patches.cut import cut_windows
 from hnscc_qp.patches.labels import Label, label_windows
 from hnscc_qp.qupath.geojson import read_geojson
@@ -38,11 +39,22 @@ _HAIR_UM = 0.25
 """Half a level-0 px: by so much OpenSlide itself moves levels whose downsample is not whole."""
 
 
-class ColourCascade(torch.nn.Module):
-    """Calls a window tumor if most of it has the painted colour."""
+class ColourClassifier(torch.nn.Module):
+    """Says tumor if most of a window has the painted colour."""
 
-    def call_tumor(self, windows: torch.Tensor) -> torch.Tensor:
-        return windows[:, 1].float().mean(dim=(1, 2)) < (TISSUE_RGB[1] + TUMOR_RGB[1]) / 2
+    temperature = 1.0
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        margin = (TISSUE_RGB[1] + TUMOR_RGB[1]) / 2 - windows[:, 1].float().mean(dim=(1, 2))
+        return torch.stack([torch.zeros_like(margin), margin], dim=1)
+
+
+class ColourCascade(Cascade):
+    """That classifier alone."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.primary, self.secondary = ColourClassifier(), None
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,7 @@ def round_trip(context: Context) -> tuple[float, ...]:
         cascade=ColourCascade(),
         settings=context.study.scoring,
         device=torch.device("cpu"),
-    )
+    ).score_map
     detections = [
         to_detection(region, slide_name=image.name, model_hash="stub", generation="001")
         for region in vectorize(score_map, threshold_votes=HALF_THE_VOTES)

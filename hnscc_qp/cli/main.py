@@ -53,6 +53,29 @@ class Stage(StrEnum):
     SECONDARY = "secondary"
 
 
+class Mode(StrEnum):
+    """How windows are shown to the networks."""
+
+    EXACT = "exact"
+    DENSE = "dense"
+
+
+class Stride(StrEnum):
+    """Px between windows."""
+
+    NARROW = "5"
+    METHOD = "10"
+    WIDE = "20"
+
+
+class WindowVotes(StrEnum):
+    """Windows over a place."""
+
+    FOUR = "4"
+    SIXTEEN = "16"
+    SIXTY_FOUR = "64"
+
+
 class Dialect(StrEnum):
     """Spellings of GeoJSON."""
 
@@ -276,6 +299,21 @@ def mine(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
 def score(
     study: StudyArg,
     image: Annotated[list[str] | None, typer.Option(metavar="NAME", help="only this image; repeat")] = None,
+    mode: Annotated[
+        Mode | None, typer.Option(help="whole tiles at once, or every window by itself; as the models need")
+    ] = None,
+    stride: Annotated[
+        Stride | None, typer.Option(help="px between windows: a place has 64, 16 or 4 votes")
+    ] = None,
+    window_votes: Annotated[
+        WindowVotes | None, typer.Option(help="votes per place, instead of --stride")
+    ] = None,
+    exact_arithmetic: Annotated[
+        bool, typer.Option("--exact-arithmetic", help="32 bits, and kernels that add in one order")
+    ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.5:8786")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -283,7 +321,20 @@ def score(
     from hnscc_qp.steps.score import score_images
 
     context = _context(study, as_json=as_json, force=force)
-    _step(context, partial(score_images, only=tuple(image or ())), as_json=as_json)
+    changes: dict[str, Any] = {}
+    if mode is not None:
+        changes["mode"] = mode.value
+    if window_votes is not None:
+        if stride is not None:
+            raise StudyError("--stride and --window-votes say the same; give one of them")
+        stride = {"4": Stride.WIDE, "16": Stride.METHOD, "64": Stride.NARROW}[window_votes.value]
+    if stride is not None:
+        changes["stride_px"] = int(stride.value)
+    if exact_arithmetic:
+        changes["exact"] = True
+    scored_so = context.study.scoring.model_copy(update=changes)
+    context = replace(context, study=context.study.model_copy(update={"scoring": scored_so}))
+    _step(context, partial(score_images, only=tuple(image or ()), scheduler=scheduler), as_json=as_json)
 
 
 @app.command()

@@ -3,60 +3,177 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from hnscc_qp.errors import UnusableSlideError
-from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX, Grid
-from hnscc_qp.models.cascade import Cascade
+from hnscc_qp.errors import SlideReadError, StudyError, UnusableSlideError
+from hnscc_qp.files import sha256_json
+from hnscc_qp.generation import versions
+from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, WINDOW_PX, Grid
+from hnscc_qp.models.cascade import AnyCascade, Cascade
+from hnscc_qp.models.dense import DenseCascade
 from hnscc_qp.progress import SILENT, Progress
+from hnscc_qp.scoring.dense import DenseScorer
+from hnscc_qp.scoring.exact import ExactScorer
+from hnscc_qp.scoring.journal import Journal
+from hnscc_qp.scoring.pipeline import TileScorer, score_tiles
 from hnscc_qp.scoring.score_map import ScoreMap
-from hnscc_qp.scoring.windows import vote
+from hnscc_qp.scoring.tiles import select_windows, spread
 from hnscc_qp.slides.reader import Slide, require_mpp
 from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.study import Scoring
+
+Mode = Literal["exact", "dense"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideScores:
+    """A slide's score map, and if wanted what each stage said of every window."""
+
+    score_map: ScoreMap
+    probabilities: NDArray[np.float16] | None
+    """(stages, window_rows, window_columns) P(tumor), NaN where a stage was not asked."""
+
+
+def choose_mode(cascade: AnyCascade, settings: Scoring) -> Mode:
+    """Say how models are to be scored with.
+
+    Raises:
+        StudyError: they were trained for another mode than the study asks for.
+    """
+    dense = isinstance(cascade, DenseCascade)
+    if settings.mode == "dense" and not dense:
+        raise StudyError(
+            'the models have the recipe "window", so mode "dense" would give other answers than they were '
+            'trained for; use mode "exact", or train them with recipe = "dense"'
+        )
+    if settings.mode == "exact" and dense:
+        raise StudyError(
+            'the models have the recipe "dense" and need what lies around a window, so mode "exact" would '
+            'give other answers than they were trained for; use mode "dense", or train them with '
+            'recipe = "window"'
+        )
+    return "dense" if dense else "exact"
 
 
 def score_slide(
     slide: Slide,
     *,
-    cascade: Cascade,
+    cascade: AnyCascade,
     settings: Scoring,
     device: torch.device,
     progress: Progress = SILENT,
     provenance: Mapping[str, str] | None = None,
-) -> ScoreMap:
+    journal: Path | None = None,
+) -> SlideScores:
     """Score every block of a slide: 40 px windows at 1.0 µm/px, every 10 px (Tang et al. 2022, §2.5).
 
-    A slide without tissue gives a score map without coverage, and a warning: it was looked at, and there
-    was nothing to score. `windows` of the score map is then 0.
+    A window that the cascade calls tumor adds one vote to each of its blocks. Windows that can't be read
+    don't vote and don't count as coverage; a warning says how many there are. A slide without tissue gives
+    a score map without coverage, and a warning: it was looked at, and there was nothing to score. `windows`
+    of the score map is then 0.
 
     Args:
         slide: to score.
         cascade: both stages.
-        settings: how much tissue a window needs, and how many windows go to the network at once.
+        settings: of the study.
         device: where the network works.
-        progress: told of every batch.
-        provenance: what else the score map should say of its making, such as the models' hashes.
+        progress: told of every tile.
+        provenance: what else the score map should say of its making, such as the models' hashes; what is
+            kept in a journal counts for the same provenance only.
+        journal: a file that keeps finished tiles, to go on with after a kill. The caller deletes it.
 
     Raises:
         MissingMppError: its pixel size is not known.
         UnusableSlideError: it is smaller than a window, or too coarse.
         SlideReadError: nothing of it can be decoded.
+        StudyError: the models are for another mode.
+        StorageError: the journal can't be written.
     """
+    mode = choose_mode(cascade, settings)
     require_mpp(slide, WINDOW_MPP)
-    grid = Grid.of_method(slide.size, slide.pixel_size)
+    grid = Grid.of_method(slide.size, slide.pixel_size, step_px=settings.stride_px)
     if not (grid.window_rows and grid.window_columns):
         width, height = slide.size
         raise UnusableSlideError(
             f"{slide.name} ({width} × {height} px) is smaller than one window of {WINDOW_PX} µm; "
             "check its pixel size in QuPath, or leave it out"
         )
-    tissue = find_tissue(slide, grid)
+    of_method = Grid.of_method(slide.size, slide.pixel_size)
+    tissue = find_tissue(slide, of_method)
     if not tissue.any():
         progress.warn(f"{slide.name}: no tissue was found, so nothing is scored; review it by eye")
-    score_map = vote(
-        slide, grid, tissue=tissue, cascade=cascade, device=device, settings=settings, progress=progress
+    selected = _select(grid, of_method, tissue, min_tissue=settings.min_tissue)
+    wanted = int(selected.sum())
+    scorer = _make_scorer(cascade, grid, settings, device)
+    book = None
+    if journal is not None and wanted:
+        key = sha256_json(
+            [dict(provenance or {}), settings.model_dump(mode="json"), mode, str(device), versions()]
+        )
+        book = Journal(journal, key=key)
+    try:
+        scored = score_tiles(
+            slide,
+            grid,
+            selected,
+            scorer=scorer,
+            temperatures=_temperatures(cascade),
+            settings=settings,
+            device=device,
+            journal=book,
+            progress=progress,
+        )
+    finally:
+        if book is not None:
+            book.close()
+    if scored.lost:
+        if scored.lost == wanted:
+            raise SlideReadError(
+                f"{slide.name}: none of its {wanted} windows can be decoded: {scored.reason}"
+            )
+        progress.warn(
+            f"{slide.name}: {scored.lost} of {wanted} windows can't be decoded and are not scored "
+            f"({scored.reason}); review that part by eye or scan the slide again"
+        )
+    score_map = ScoreMap(
+        votes=spread(scored.called, grid),
+        coverage=spread(scored.evaluated, grid),
+        grid=grid,
+        image_size_px=slide.size,
+        windows=wanted - scored.lost,
+        unreadable=scored.lost,
+        provenance={"slide": slide.name, "mode": mode} | dict(provenance or {}),
     )
-    return replace(score_map, provenance={**score_map.provenance, **(provenance or {})})
+    return SlideScores(score_map, scored.probabilities)
+
+
+def _select(
+    grid: Grid, of_method: Grid, tissue: NDArray[np.bool_], *, min_tissue: float
+) -> NDArray[np.bool_]:
+    """The windows with enough tissue, which is known by blocks of the method's grid, whatever the stride."""
+    if grid.step_px <= STEP_PX:
+        times = STEP_PX // grid.step_px
+        finer = tissue.repeat(times, axis=0).repeat(times, axis=1)[: grid.rows, : grid.columns]
+        return select_windows(grid, finer, min_tissue=min_tissue)
+    times = grid.step_px // STEP_PX
+    whole = replace(of_method, rows=grid.rows * times, columns=grid.columns * times)
+    padded = np.zeros((whole.rows, whole.columns), bool)
+    padded[: of_method.rows, : of_method.columns] = tissue
+    return select_windows(whole, padded, min_tissue=min_tissue, stride_blocks=times)[::times, ::times]
+
+
+def _make_scorer(cascade: AnyCascade, grid: Grid, settings: Scoring, device: torch.device) -> TileScorer:
+    if isinstance(cascade, Cascade):
+        return ExactScorer(cascade, grid, batch_size=settings.batch_size, device=device)
+    return DenseScorer(cascade, grid, device=device)
+
+
+def _temperatures(cascade: AnyCascade) -> tuple[float, ...]:
+    stages = (cascade.primary, cascade.secondary)
+    return tuple(float(stage.temperature) for stage in stages if stage is not None)

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from hnscc_qp.errors import SlideReadError
 from hnscc_qp.geometry import Grid, Mpp
+from hnscc_qp.slides.holes import Area, read_around_holes
 from hnscc_qp.slides.reader import RGBPixels, Slide
 
 BoolMask = npt.NDArray[np.bool_]
@@ -31,8 +32,7 @@ _MIN_PURITY = 0.12
 _MIN_GREEN_TO_RED = 0.75
 """Haematoxylin has 1.0 and more, on the bluest scanners 0.85; blue ink about 0.65."""
 _STRIP_ROWS = 256
-_PART_BLOCKS = 8
-"""Of a damaged strip; what can't be read is lost by these."""
+_STRIP_COLUMNS = 4096
 
 
 def find_tissue(
@@ -41,48 +41,34 @@ def find_tissue(
     """Which blocks are tissue: (grid.rows, grid.columns) bool.
 
     Each block is judged by its mean colour (10 µm on the model's grid). Holes and specks smaller
-    than a window are filled and dropped: neither can decide a window.
+    than a window are filled and dropped: neither can decide a window. What can't be decoded may be
+    tissue, and is taken for it unless `on_unreadable` is given: whoever reads it at full resolution finds out.
+
+    The scan is read in strips: memory grows with the grid alone, some ten bytes per block.
 
     Args:
         slide: to look at.
         grid: over the slide.
-        on_unreadable: called for each part that can't be decoded, which then counts as no tissue; without
-            it the error is raised.
-
-    Raises:
-        SlideReadError: part of the slide can't be decoded.
+        on_unreadable: called for each part that can't be decoded, which then counts as no tissue.
     """
     block_mpp = Mpp(grid.mpp * grid.step_px)
     stained = np.empty((grid.rows, grid.columns), np.bool_)
     for row in range(0, grid.rows, _STRIP_ROWS):
-        rows = min(_STRIP_ROWS, grid.rows - row)
-        try:
-            pixels = slide.as_scanned.read(grid.region(row, 0, rows=rows, columns=grid.columns), block_mpp)
-        except SlideReadError:
-            if on_unreadable is None:
-                raise
-            stained[row : row + rows] = _stained_around(slide, grid, row, rows, on_unreadable)
-        else:
-            stained[row : row + rows] = is_stained(pixels)
+        for column in range(0, grid.columns, _STRIP_COLUMNS):
+            area = Area(
+                row, column, min(_STRIP_ROWS, grid.rows - row), min(_STRIP_COLUMNS, grid.columns - column)
+            )
+            read = read_around_holes(slide.as_scanned, area, block_mpp)
+            part = np.s_[row : row + area.height, column : column + area.width]
+            stained[part] = is_stained(read.pixels)
+            if read.holes and on_unreadable is None:
+                stained[part] |= read.lost(area)
+            elif on_unreadable is not None:
+                stained[part] &= ~read.lost(area)
+                for _ in read.holes:
+                    on_unreadable(SlideReadError(read.reason))
     smallest = grid.window_blocks**2
     return _drop_small(~_drop_small(~stained, smallest), smallest)
-
-
-def _stained_around(
-    slide: Slide, grid: Grid, first: int, rows: int, on_unreadable: Callable[[SlideReadError], None]
-) -> BoolMask:
-    """Read a damaged strip in small parts: (rows, grid.columns)."""
-    stained = np.zeros((rows, grid.columns), np.bool_)
-    block_mpp = Mpp(grid.mpp * grid.step_px)
-    for row in range(0, rows, _PART_BLOCKS):
-        for column in range(0, grid.columns, _PART_BLOCKS):
-            part = stained[row : row + _PART_BLOCKS, column : column + _PART_BLOCKS]
-            region = grid.region(first + row, column, rows=part.shape[0], columns=part.shape[1])
-            try:
-                part[:] = is_stained(slide.as_scanned.read(region, block_mpp))
-            except SlideReadError as error:
-                on_unreadable(error)
-    return stained
 
 
 def is_stained(pixels: RGBPixels) -> BoolMask:

@@ -6,89 +6,126 @@ import csv
 import time
 from pathlib import Path
 
-from hnscc_qp.errors import CohortError, ScoreMapError, StepError
+from hnscc_qp.cluster import on_cluster
+from hnscc_qp.errors import CohortError, HnsccQpError, StorageError
 from hnscc_qp.files import atomic_path, sha256_file
-from hnscc_qp.generation import make_manifest, step_key, write_manifest
-from hnscc_qp.models.cascade import Cascade
-from hnscc_qp.models.device import choose_device
+from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.qupath.project import ImageEntry
-from hnscc_qp.scoring.score_map import ScoreMap, read_score_map, write_score_map
-from hnscc_qp.scoring.slide import score_slide
-from hnscc_qp.steps.context import Context, Manifest, image_file, placement
+from hnscc_qp.scoring.slide import choose_mode
+from hnscc_qp.steps.context import Context, Manifest, placement
+from hnscc_qp.steps.scorejob import (
+    STEP,
+    ScoreJob,
+    SlideResult,
+    run_job,
+    run_job_remotely,
+    score_key,
+    score_map_file,
+    scoring_settings,
+)
 from hnscc_qp.steps.train import load_cascade
 
-STEP = "score"
+__all__ = ["STEP", "score_images", "score_map_file"]
 
 
-def score_images(context: Context, *, only: tuple[str, ...] = ()) -> Manifest:
+def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str | None = None) -> Manifest:
     """Score every image that is not scored yet with these models; one file per image.
 
-    Each file says what it was made with, so a run that was stopped goes on with the next image.
+    Each file says what it was made with, so a run that was stopped goes on with the next image, and within an
+    image with the next tile.
 
     Args:
         context: of the study.
         only: names of images to score; the step is not done before all are.
+        scheduler: address of a Dask cluster that shares the study's, project's and slides' folders.
 
     Raises:
         CohortError: the project has no image of such a name.
+        StudyError: the models were trained for another mode.
+        ClusterError: the cluster can't be reached or went away.
         HnsccQpError: not one image could be scored.
     """
     started = time.time()
     images = _wanted(context, only)
     cascade, models = load_cascade(context)
-    if not isinstance(cascade, Cascade):
-        raise StepError('dense models can\'t be scored yet; set recipe = "window"')
-    settings = context.study.settings("scoring") | {"stain": context.stain}
+    mode = choose_mode(cascade, context.study.scoring)
+    settings = scoring_settings(context)
     inputs = models | {f"image {image.entry_id}": placement(image) for image in context.project.images}
     if not only and (done := context.finished(STEP, settings, inputs)):
         return done
     folder = context.generation.step(STEP)
-    device = choose_device(context.study.device)
 
-    def score(image: ImageEntry) -> ScoreMap:
-        path = score_map_file(context, image)
-        key = step_key(STEP, settings, models | {"image": placement(image)})
-        score_map = None if context.force else _kept(path, key)
-        if score_map is None:
-            score_map = score_slide(
-                context.open_image(image),
-                cascade=cascade,
-                settings=context.study.scoring,
-                device=device,
-                progress=context.progress,
-                provenance={"key": key, "image": image.name, "entry_id": image.entry_id} | models,
-            )
-            write_score_map(path, score_map)
-        return score_map
+    def job(image: ImageEntry) -> ScoreJob:
+        key = score_key(context, image, models)
+        return ScoreJob(
+            context.study, context.generation.name, image, tuple(models.items()), key, force=context.force
+        )
 
-    maps, failed = context.each_image(images, score, doing="scoring slides")
+    if scheduler is None:
+        found, failed = context.each_image(
+            images, lambda image: run_job(job(image), context, cascade), doing="scoring slides"
+        )
+    else:
+        found, failed = _on_cluster(context, scheduler, images, [job(image) for image in images])
+    notes = [] if cascade.secondary else ["scored by the primary model alone"]
     manifest = make_manifest(
         step=STEP,
         settings=settings,
         inputs=inputs,
-        outputs={
-            image.entry_id: sha256_file(score_map_file(context, image))
-            for image in images
-            if image.entry_id in maps
-        },
+        outputs={entry_id: one.sha256 for entry_id, one in found.items()},
         counts={
-            "images": len(maps),
-            "windows": sum(one.windows for one in maps.values()),
-            "unreadable windows": sum(one.unreadable for one in maps.values()),
+            "images": len(found),
+            "mode": mode,
+            "windows": sum(one.windows for one in found.values()),
+            "unreadable windows": sum(one.unreadable for one in found.values()),
         },
         started=started,
         failed=failed,
-        notes=[] if cascade.secondary else ["scored by the primary model alone"],
+        notes=notes,
     )
     if not only:
-        _write_table(folder / "score.csv", images, maps)
+        _write_table(folder / "score.csv", images, found)
         write_manifest(folder, manifest)
     return manifest
 
 
-def score_map_file(context: Context, image: ImageEntry) -> Path:
-    """Where the score map of an image lies."""
-    return image_file(context.generation.step(STEP), image, ".ome.tiff")
+def _on_cluster(
+    context: Context, scheduler: str, images: list[ImageEntry], jobs: list[ScoreJob]
+) -> tuple[dict[str, SlideResult], dict[str, str]]:
+    """As `Context.each_image`, by the workers of a cluster."""
+    results: dict[str, SlideResult] = {}
+    failed: dict[str, str] = {}
+    first: HnsccQpError | None = None
+    with context.progress.task("scoring slides", total=len(images), unit="images") as task:
+        for index, outcome in on_cluster(
+            scheduler, run_job_remotely, jobs, one_per="GPU", progress=context.progress
+        ):
+            image = images[index]
+            result = _seen_here(outcome, score_map_file(context, image))
+            if isinstance(result, SlideResult):
+                results[image.entry_id] = result
+                for warning in result.warnings:
+                    context.progress.warn(warning)
+            else:
+                first = first or result
+                failed[image.name] = str(result)
+                context.progress.warn(str(result))
+            task.advance(note=image.name)
+    if first and not results:
+        raise first
+    # In the project's order, as one machine would have it.
+    ordered = {image.entry_id: results[image.entry_id] for image in images if image.entry_id in results}
+    return ordered, {image.name: failed[image.name] for image in images if image.name in failed}
+
+
+def _seen_here(outcome: SlideResult | HnsccQpError, path: Path) -> SlideResult | HnsccQpError:
+    """A worker's result, if its score map is here too."""
+    if isinstance(outcome, SlideResult) and not (path.is_file() and sha256_file(path) == outcome.sha256):
+        return StorageError(
+            f"a worker wrote a score map, but it is not at {path}; share that folder, at the same path, with "
+            "all workers"
+        )
+    return outcome
 
 
 def _wanted(context: Context, only: tuple[str, ...]) -> list[ImageEntry]:
@@ -99,21 +136,11 @@ def _wanted(context: Context, only: tuple[str, ...]) -> list[ImageEntry]:
     return [image for image in images if not only or image.name in only]
 
 
-def _kept(path: Path, key: str) -> ScoreMap | None:
-    try:
-        score_map = read_score_map(path)
-    except ScoreMapError:  # missing or damaged: made again
-        return None
-    return score_map if score_map.provenance.get("key") == key else None
-
-
-def _write_table(path: Path, images: list[ImageEntry], maps: dict[str, ScoreMap]) -> None:
+def _write_table(path: Path, images: list[ImageEntry], found: dict[str, SlideResult]) -> None:
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(("image", "max_score", "windows", "unreadable_windows"))
         for image in images:
-            if image.entry_id in maps:
-                one = maps[image.entry_id]
-                table.writerow(
-                    (image.name, f"{one.max_votes / one.max_level:.4f}", one.windows, one.unreadable)
-                )
+            if image.entry_id in found:
+                one = found[image.entry_id]
+                table.writerow((image.name, f"{one.max_score:.4f}", one.windows, one.unreadable))

@@ -20,7 +20,8 @@ from hnscc_qp.models.checkpoint import Classifier
 from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.networks import fold_batch_norms
 from hnscc_qp.progress import SILENT, Progress
-from hnscc_qp.scoring.windows import WindowBatch, iter_windows, select_windows
+from hnscc_qp.scoring.tiles import select_windows
+from hnscc_qp.scoring.windows import WindowBatch, iter_windows
 from hnscc_qp.slides.reader import Slide, require_mpp
 from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.study import Mining, Scoring

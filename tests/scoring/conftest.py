@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hnscc_qp.errors import SlideReadError
 from hnscc_qp.geometry import Grid, Mpp, PixelSize, Region
+from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.scoring.score_map import ScoreMap
 
 MapMaker = Callable[..., ScoreMap]
@@ -52,22 +53,39 @@ class ArraySlide:
             raise SlideReadError(f"{self.name} can't be read there")
         x, y, width, height = (round(v) for v in (region.x, region.y, region.width, region.height))
         out = np.full((height, width, 3), 255, np.uint8)
-        part = self.pixels[y : y + height, x : x + width]
-        out[: part.shape[0], : part.shape[1]] = part
+        part = self.pixels[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
+        top, left = max(-y, 0), max(-x, 0)
+        out[top : top + part.shape[0], left : left + part.shape[1]] = part
         return out
 
 
-class DarkCascade(torch.nn.Module):
-    """Calls a window tumor if its mean is below 128; keeps the shapes of its batches."""
+class DarkClassifier(torch.nn.Module):
+    """Says tumor if a window's mean is below 128; keeps the shapes of its batches."""
+
+    temperature = 1.0
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
 
-    def call_tumor(self, windows: torch.Tensor) -> torch.Tensor:
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
         assert windows.dtype == torch.uint8
         self.shapes.append(tuple(windows.shape))
-        return windows.float().mean(dim=(1, 2, 3)) < 128
+        margin = 128 - windows.float().mean(dim=(1, 2, 3))
+        return torch.stack([torch.zeros_like(margin), margin], dim=1)
+
+
+class DarkCascade(Cascade):
+    """The dark classifier alone, not copied."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.primary = DarkClassifier()
+        self.secondary = None
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return self.primary.shapes
 
 
 @pytest.fixture

@@ -37,17 +37,19 @@ def test_a_dark_square_gets_all_votes_at_its_middle(array_slide, dark_cascade):
         settings=Scoring(),
         device=CPU,
         provenance={"primary": "abc"},
-    )
+    ).score_map
     assert (score_map.votes[9:11, 13:15] == 16).all()
     assert score_map.votes[:4].sum() == 0
     # Only windows over the 8 × 8 tissue blocks were looked at.
     assert score_map.windows == 11 * 11
-    assert score_map.provenance == {"slide": "drawn.svs", "primary": "abc"}
+    assert score_map.provenance == {"slide": "drawn.svs", "mode": "exact", "primary": "abc"}
 
 
 def test_a_slide_without_tissue_has_no_coverage_and_says_so(array_slide, dark_cascade, recorder):
     blank = array_slide(np.full((100, 100, 3), 255, np.uint8))
-    score_map = score_slide(blank, cascade=dark_cascade, settings=Scoring(), device=CPU, progress=recorder)
+    score_map = score_slide(
+        blank, cascade=dark_cascade, settings=Scoring(), device=CPU, progress=recorder
+    ).score_map
     assert (score_map.windows, score_map.max_votes, score_map.coverage.max()) == (0, 0, 0)
     assert dark_cascade.shapes == []
     assert recorder.warnings == ["drawn.svs: no tissue was found, so nothing is scored; review it by eye"]
@@ -60,7 +62,7 @@ def test_a_slide_smaller_than_a_window_is_refused(array_slide, dark_cascade, sha
         score_slide(small, cascade=dark_cascade, settings=Scoring(), device=CPU)
     # With a hair more than three blocks there is one row of windows, which reaches into white.
     just = array_slide(np.zeros((max(shape[0], 31), max(shape[1], 31), 3), np.uint8))
-    assert score_slide(just, cascade=dark_cascade, settings=Scoring(), device=CPU).windows == 47
+    assert score_slide(just, cascade=dark_cascade, settings=Scoring(), device=CPU).score_map.windows == 47
 
 
 def test_a_slide_coarser_than_the_model_is_refused(array_slide, dark_cascade, monkeypatch):

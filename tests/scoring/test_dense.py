@@ -1,0 +1,192 @@
+"""Dense scoring: the same votes however the slide is cut, and the same as one tile of everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hnscc_qp.errors import StudyError
+from hnscc_qp.geometry import Grid
+from hnscc_qp.models.cascade import Cascade
+from hnscc_qp.models.dense import DenseCascade, DenseClassifier, windows_of_cells
+from hnscc_qp.scoring import slide as slide_module
+from hnscc_qp.scoring.dense import DenseScorer
+from hnscc_qp.scoring.pipeline import score_tiles
+from hnscc_qp.scoring.slide import choose_mode, score_slide
+from hnscc_qp.study import Scoring
+
+CPU = torch.device("cpu")
+
+
+def grid_of(slide, step_px: int = 10) -> Grid:
+    return Grid.of_method(slide.size, slide.pixel_size, step_px=step_px)
+
+
+def white_around(slide, px: int) -> torch.Tensor:
+    """The whole slide up to full blocks and `px` of white on each side: (1, 3, height, width)."""
+    width, height = (-(-side // 10) * 10 for side in slide.size)
+    pixels = np.full((height + 2 * px, width + 2 * px, 3), 255, np.uint8)
+    pixels[px : px + slide.size[1], px : px + slide.size[0]] = slide.pixels
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
+
+
+class SmallStage(torch.nn.Module):
+    """A stage of few convolutions: cells of 10 px that depend on 12 px around them."""
+
+    halo_px, input_px, temperature = 20, 40, 1.0
+
+    def __init__(self, *, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.mean = torch.zeros(1)
+        self.fine = torch.nn.Conv2d(3, 6, 5, padding=2)
+        self.coarse = torch.nn.Conv2d(6, 2, 3, padding=1)
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float() / 255
+
+    def cells(self, prepared: torch.Tensor) -> torch.Tensor:
+        return self.coarse(torch.nn.functional.avg_pool2d(self.fine(prepared).relu(), 10))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return windows_of_cells(self.cells(self.prepare(pixels)))
+
+
+def no_narrow_calls(classifier: torch.nn.Module, bias: torch.nn.Parameter, slide) -> None:
+    """Move the last bias so that the classifier calls half of the slide's windows tumor, none narrowly."""
+    halo = classifier.halo_px // 10
+    inner = np.s_[..., halo:-halo, halo:-halo]
+    with torch.no_grad():
+        logits = classifier.eval()(white_around(slide, classifier.halo_px))[inner]
+        values = (logits[0, 1] - logits[0, 0]).flatten().sort().values
+        middle = values[len(values) // 3 : 2 * len(values) // 3]
+        widest = int(middle.diff().argmax())
+        assert middle.diff()[widest] > 1e-4
+        bias[1] -= (middle[widest] + middle[widest + 1]) / 2
+
+
+def small_stage(slide, *, seed: int) -> SmallStage:
+    stage = SmallStage(seed=seed)
+    no_narrow_calls(stage, stage.coarse.bias, slide)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def slide():
+    from scoring.conftest import ArraySlide
+
+    rng = np.random.default_rng(7)
+    pixels = np.kron(rng.integers(0, 256, (9, 12, 3)), np.ones((20, 20, 1)))
+    pixels = pixels + rng.integers(-40, 40, pixels.shape)
+    return ArraySlide(pixels.clip(0, 255).astype(np.uint8)[:163, :237])
+
+
+@pytest.fixture(scope="module")
+def cascade(slide) -> DenseCascade:
+    torch.set_num_threads(1)
+    return DenseCascade(small_stage(slide, seed=1), small_stage(slide, seed=2))
+
+
+def test_a_real_network_votes_alike_on_two_tilings():
+    from scoring.conftest import ArraySlide
+
+    rng = np.random.default_rng(3)
+    slide = ArraySlide(np.kron(rng.integers(0, 256, (6, 5, 3)), np.ones((17, 17, 1))).astype(np.uint8))
+    classifier = DenseClassifier("mobilenet_v2", input_px=128, seed=1)
+    with torch.no_grad():
+        for module in classifier.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        classifier.train()(white_around(slide, classifier.halo_px))
+    no_narrow_calls(classifier, classifier.network.classifier[1].bias, slide)
+    cascade = DenseCascade(classifier, None)
+    votes = [called(slide, cascade, tile_px=tile_px) for tile_px in (30, 80)]
+    assert 0 < votes[0].sum() < votes[0].size
+    assert np.array_equal(*votes)
+
+
+def called(slide, cascade, *, tile_px: int, step_px: int = 10, settings: Scoring | None = None):
+    grid = grid_of(slide, step_px)
+    scorer = DenseScorer(cascade, grid, device=CPU, tile_px=tile_px)
+    return score_tiles(
+        slide,
+        grid,
+        np.ones((grid.window_rows, grid.window_columns), bool),
+        scorer=scorer,
+        temperatures=(1.0, 1.0),
+        settings=settings or Scoring(),
+        device=CPU,
+    ).called
+
+
+@pytest.fixture(scope="module")
+def expected(slide, cascade) -> np.ndarray:
+    """Both stages over the whole slide in one pass, with more white around it than they need."""
+    more = cascade.halo_px + 40
+    pixels = white_around(slide, more)
+    with torch.inference_mode():
+        first, second = (stage(pixels)[0] for stage in (cascade.primary, cascade.secondary))
+    tumor = ((first[1] > first[0]) & (second[1] > second[0])).numpy()[more // 10 :, more // 10 :]
+    grid = grid_of(slide)
+    return tumor[: grid.window_rows, : grid.window_columns]
+
+
+@pytest.mark.parametrize("tile_px", [50, 70, 120, 300])
+def test_votes_do_not_depend_on_how_the_slide_is_cut(slide, cascade, expected, tile_px):
+    assert 0 < expected.sum() < expected.size
+    assert np.array_equal(called(slide, cascade, tile_px=tile_px), expected)
+
+
+def test_a_stride_of_twenty_is_every_second_window(slide, cascade, expected):
+    found = called(slide, cascade, tile_px=120, step_px=20)
+    rows, columns = (min(a, b) for a, b in zip(found.shape, expected[::2, ::2].shape, strict=True))
+    assert np.array_equal(found[:rows, :columns], expected[::2, ::2][:rows, :columns])
+
+
+def test_a_stride_of_five_holds_the_windows_of_ten_and_those_of_a_shifted_slide(slide, cascade, expected):
+    from scoring.conftest import ArraySlide
+
+    found = called(slide, cascade, tile_px=100, step_px=5)
+    even = found[::2, ::2]  # its last row of blocks ends before that of 10 px
+    assert np.array_equal(even, expected[: even.shape[0], : even.shape[1]])
+    # White above and to the left takes the place of the halo beyond the border, which is white too.
+    padded = np.pad(slide.pixels, ((5, 0), (5, 0), (0, 0)), constant_values=255)
+    moved = called(ArraySlide(padded), cascade, tile_px=100)
+    odd = found[1::2, 1::2]
+    rows, columns = (min(a - 1, b) for a, b in zip(moved.shape, odd.shape, strict=True))
+    assert np.array_equal(odd[:rows, :columns], moved[1 : rows + 1, 1 : columns + 1])
+
+
+def test_window_models_are_refused_densely_and_dense_ones_exactly(slide, cascade, dark_cascade):
+    with pytest.raises(StudyError, match=r'recipe "window".*mode "exact"'):
+        choose_mode(dark_cascade, Scoring(mode="dense"))
+    with pytest.raises(StudyError, match=r'recipe "dense".*mode "dense"'):
+        choose_mode(cascade, Scoring(mode="exact"))
+    assert choose_mode(cascade, Scoring()) == "dense"
+    assert choose_mode(dark_cascade, Scoring()) == "exact"
+    assert isinstance(dark_cascade, Cascade)
+
+
+def test_bfloat16_is_close_and_exact_arithmetic_takes_it_back(slide, cascade, expected):
+    low = called(slide, cascade, tile_px=120, settings=Scoring(precision="bfloat16"))
+    strict = called(slide, cascade, tile_px=120, settings=Scoring(precision="bfloat16", exact=True))
+    assert np.array_equal(strict, expected)
+    assert (low == expected).mean() > 0.8
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_probabilities_are_those_of_the_stages_and_nan_where_none_was_asked(slide, cascade, monkeypatch):
+    monkeypatch.setattr(slide_module, "find_tissue", lambda _, grid: np.ones((grid.rows, grid.columns), bool))
+    cascade.primary.temperature = 2.0
+    try:
+        scores = score_slide(slide, cascade=cascade, settings=Scoring(probabilities=True), device=CPU)
+    finally:
+        cascade.primary.temperature = 1.0
+    first, second = scores.probabilities.astype(np.float32)
+    halo = cascade.halo_px
+    with torch.inference_mode():
+        logits = cascade.primary(white_around(slide, halo))[0, :, halo // 10 :, halo // 10 :] / 2.0
+    wanted = logits.softmax(0)[1].numpy()[: first.shape[0], : first.shape[1]]
+    assert np.abs(first - wanted).max() < 1e-3
+    assert np.array_equal(np.isnan(second), wanted <= 0.5)

@@ -1,0 +1,286 @@
+"""Scoring through the command line: what is killed goes on, what is damaged is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from studies import STUDY, new_image, write_slide, write_study
+
+from hnscc_qp.cli.main import main
+from hnscc_qp.files import write_json
+from hnscc_qp.models.checkpoint import save_model
+from hnscc_qp.models.dense import DenseClassifier
+from hnscc_qp.models.networks import WindowClassifier
+from hnscc_qp.progress import SILENT
+from hnscc_qp.qupath.create import create_project
+from hnscc_qp.scoring.probabilities import read_probabilities
+from hnscc_qp.scoring.score_map import read_score_map
+from hnscc_qp.steps.context import Context
+from hnscc_qp.study import Training, load_study
+
+FOLDER = "generations/001"
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["hnscc-qp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def give_models(study: Path, *, dense: bool = False) -> Path:
+    """Put a primary from scratch, and no secondary, where training would."""
+    generation = Context(load_study(study), progress=SILENT).generation
+    make = DenseClassifier if dense else WindowClassifier
+    save_model(
+        generation.step("primary"),
+        make("mobilenet_v2", input_px=128 if dense else 32),
+        stage="primary",
+        training=Training(weights="none"),
+        weights_origin={"name": "none", "sha256": None},
+        data_sha256="0" * 64,
+        patients={},
+        figures={},
+        device="cpu",
+        seconds=0,
+    )
+    manifest: dict[str, Any] = {
+        "step": "",
+        "key": "",
+        "failed": {},
+        "outputs": {},
+        "notes": [],
+        "settings": {},
+    }
+    for step in ("primary", "secondary"):
+        write_json(
+            generation.step(step) / "manifest.json", manifest | {"counts": {"trained": step == "primary"}}
+        )
+    return study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return give_models(write_study(tmp_path))
+
+
+def maps(study: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (study.parent / FOLDER / "score").glob("*.ome.tiff")}
+
+
+def command(*arguments: object) -> list[str]:
+    code = "from hnscc_qp.cli.main import main; main()"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])} | more
+
+
+def test_a_killed_run_goes_on_with_the_next_tile_and_ends_with_the_same_bytes(tmp_path: Path, call) -> None:
+    slide = tmp_path / "slides" / "wide.tif"
+    slide.parent.mkdir()
+    pixels = (
+        np.random.default_rng(1).normal((225, 160, 195), 25, (120, 5000, 3)).clip(0, 255).astype(np.uint8)
+    )
+    tifffile.imwrite(
+        slide,
+        pixels,
+        photometric="rgb",
+        tile=(128, 128),
+        metadata=None,
+        resolution=(1e4, 1e4),
+        resolutionunit=3,
+    )
+    image = new_image(slide, number=1, tumor=False)
+    image = type(image)(
+        **{name: getattr(image, name) for name in image.__slots__}
+        | {"size": (5000, 120), "levels": [(1.0, 5000, 120)]}
+    )
+    create_project(tmp_path / "project", [image], path_classes=[])
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+    give_models(study)
+    journal = tmp_path / FOLDER / "score" / "1 wide.tif.journal"
+
+    running = subprocess.Popen(command("score", study), env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and running.poll() is None:
+        if journal.is_file() and journal.stat().st_size > 220:
+            break
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert journal.is_file()
+    assert not maps(study)
+    # As if it had been killed in the middle of a record, too.
+    with journal.open("ab") as stream:
+        stream.write(b"TILE\x01\x00\x00\x00\xff")
+    kept = journal.stat().st_size
+
+    with pytest.MonkeyPatch.context() as patch:
+        scored = []
+        exact = "hnscc_qp.scoring.exact.ExactScorer.margins"
+        from hnscc_qp.scoring.exact import ExactScorer
+
+        margins = ExactScorer.margins
+        patch.setattr(exact, lambda *args: scored.append(1) or margins(*args))
+        assert call("score", study)[0] == 0
+        tiles = 8
+        assert 0 < len(scored) < tiles, f"journal of {kept} bytes"
+        continued = maps(study)
+        assert not journal.exists()
+        scored.clear()
+        assert call("score", study, "--force")[0] == 0
+        assert len(scored) == tiles
+    assert maps(study) == continued
+
+
+def test_a_slide_that_fails_is_named_and_the_others_are_done(study: Path, call) -> None:
+    (study.parent / "slides" / "S3.tif").unlink()
+    code, told = call("score", study)
+    assert code == 2
+    assert "S3.tif" in told
+    assert len(maps(study)) == 5
+
+
+def test_a_damaged_tile_is_counted_and_marked_and_the_rest_is_scored(study: Path, call) -> None:
+    slide = study.parent / "slides" / "S1.tif"
+    with tifffile.TiffFile(slide) as tiff:
+        # The third tile of the first row: x 256..383, y 0..127.
+        offset, count = tiff.pages[0].dataoffsets[2], tiff.pages[0].databytecounts[2]
+    with slide.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\xff" * count)
+    code, told = call("score", study, "--image", "S1.tif", "--json")
+    assert code == 0
+    assert "windows can't be decoded and are not scored" in told
+    score_map = read_score_map(study.parent / FOLDER / "score" / "1 S1.tif.ome.tiff")
+    # Pieces of 10 px: x 250..389, y 0..129 may be lost, and no window over them is counted.
+    assert (score_map.coverage[0:13, 26:38] == 0).all()
+    assert score_map.coverage[6, 24] == 4  # of the windows that end there
+    assert score_map.coverage[20, 30] == 16
+    assert score_map.unreadable > 100
+
+
+@pytest.mark.parametrize(
+    ("mpp", "code", "told"),
+    [(0.05, 1, "smaller than one window"), (0.1, 0, ""), (0.5, 0, ""), (4.0, 1, "coarser than the 1.0")],
+)
+def test_pixel_sizes_that_are_too_coarse_or_leave_no_window_are_refused(
+    tmp_path: Path, call, mpp: float, code: int, told: str
+) -> None:
+    slide = write_slide(tmp_path / "a.tif", tumor=True, seed=1, mpp=mpp)
+    create_project(tmp_path / "project", [new_image(slide, number=1, tumor=True, mpp=mpp)], path_classes=[])
+    (tmp_path / "study.toml").write_text(STUDY)
+    ended, said = call("score", give_models(tmp_path / "study.toml"))
+    assert ended == code
+    assert told in said
+
+
+def test_a_slide_of_glass_is_looked_at_and_said_to_be_empty(tmp_path: Path, call) -> None:
+    slide = tmp_path / "glass.tif"
+    tifffile.imwrite(slide, np.full((320, 400, 3), 243, np.uint8), photometric="rgb", tile=(128, 128))
+    create_project(tmp_path / "project", [new_image(slide, number=1, tumor=False)], path_classes=[])
+    (tmp_path / "study.toml").write_text(STUDY)
+    code, said = call("score", give_models(tmp_path / "study.toml"))
+    assert code == 0
+    assert "no tissue was found" in said
+
+
+def test_a_full_disk_is_one_line_and_the_journal_stays(study: Path) -> None:
+    # No file of more than 300 bytes can be written: the journal's head fits, a tile's record does not.
+    def small_files_only() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+
+    done = subprocess.run(
+        command("score", study, "--image", "S1.tif"),
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        preexec_fn=small_files_only,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "can't be written (File too large); make room" in line
+    assert "Traceback" not in done.stderr
+    assert (study.parent / FOLDER / "score" / "1 S1.tif.journal").is_file()
+    assert not maps(study)
+
+
+def test_dense_models_are_scored_densely_and_window_models_are_not(study: Path, call) -> None:
+    code, told = call("score", study, "--mode", "dense")
+    assert code == 1
+    assert 'the models have the recipe "window"' in told
+    give_models(study, dense=True)
+    assert call("score", study, "--image", "S1.tif")[0] == 0
+    score_map = read_score_map(study.parent / FOLDER / "score" / "1 S1.tif.ome.tiff")
+    assert score_map.provenance["mode"] == "dense"
+    assert score_map.coverage.max() == 16
+    code, told = call("score", study, "--mode", "exact")
+    assert code == 1
+    assert 'the models have the recipe "dense"' in told
+
+
+def test_strides_change_the_votes_of_a_place_and_not_their_meaning(study: Path, call) -> None:
+    found = {}
+    for option, levels in ((("--stride", 20), 4), (("--stride", 10), 16), (("--window-votes", 64), 64)):
+        assert call("score", study, "--image", "S1.tif", *option)[0] == 0
+        found[levels] = read_score_map(study.parent / FOLDER / "score" / "1 S1.tif.ome.tiff")
+        assert found[levels].max_level == found[levels].coverage.max() == levels
+    assert found[4].grid.rows * 2 == found[16].grid.rows == found[64].grid.rows / 2
+    code, told = call("score", study, "--stride", 20, "--window-votes", 4)
+    assert code == 1
+    assert "say the same" in told
+
+
+def test_probabilities_are_written_beside_the_score_map_if_asked_for(study: Path, call) -> None:
+    study.write_text(STUDY + "\n[scoring]\nprobabilities = true\n")
+    assert call("score", study, "--image", "S1.tif")[0] == 0
+    score_map = read_score_map(study.parent / FOLDER / "score" / "1 S1.tif.ome.tiff")
+    side = study.parent / FOLDER / "score" / "1 S1.tif.probabilities.ome.tiff"
+    (primary,) = read_probabilities(side)
+    assert primary.shape == (score_map.grid.window_rows, score_map.grid.window_columns)
+    assert (~np.isnan(primary)).sum() == score_map.windows
+    with tifffile.TiffFile(side) as tiff:
+        assert tiff.is_ome
+        assert 'Type="float"' in tiff.ome_metadata
+        assert 'PhysicalSizeX="10.0"' in tiff.ome_metadata
+    first = side.read_bytes()
+    assert call("score", study, "--image", "S1.tif", "--force")[0] == 0
+    assert side.read_bytes() == first
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_manifests_name_the_mode(study: Path, call) -> None:
+    assert call("score", study)[0] == 0
+    manifest = json.loads((study.parent / FOLDER / "score" / "manifest.json").read_text())
+    assert manifest["counts"]["mode"] == "exact"
+    assert manifest["settings"]["scoring"]["stride_px"] == 10
+    shutil.rmtree(study.parent / FOLDER / "score")
