@@ -6,8 +6,10 @@ The only file that imports dask, which is installed as `hnscc-qp[cluster]`.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from hnscc_qp.errors import ClusterError, HnsccQpError
 from hnscc_qp.progress import Progress
@@ -15,7 +17,7 @@ from hnscc_qp.progress import Progress
 J = TypeVar("J")
 R = TypeVar("R")
 
-_CONNECT_SECONDS = 15
+_CONNECT_SECONDS = 10
 _LOOK_SECONDS = 2.0
 
 
@@ -56,6 +58,7 @@ def on_cluster(
     # It has hardly any types.
     dask: Any = distributed
     try:
+        _knock(address)
         client = dask.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, dask.TimeoutError, ValueError, TypeError) as error:
         raise ClusterError(
@@ -76,7 +79,10 @@ def on_cluster(
         }
         while futures:
             try:
-                ready = dask.wait(list(futures), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+                with client.as_current():
+                    ready = dask.wait(
+                        list(futures), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED"
+                    ).done
             except dask.TimeoutError:
                 ready = set()
             if client.status != "running":
@@ -89,6 +95,17 @@ def on_cluster(
                 yield futures.pop(future), result
     finally:
         client.close(timeout=_LOOK_SECONDS)
+
+
+def _knock(address: str) -> None:
+    """See that something listens: a client of Dask's that finds nothing tries long, and ends in noise."""
+    place = urlsplit(address)
+    if place.scheme in ("tcp", "tls"):
+        if not (place.hostname and place.port):
+            raise ValueError("it is not of the form tcp://HOST:PORT")
+        socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
+    elif place.scheme not in ("ws", "wss", "ucx"):
+        raise ValueError("it is not of the form tcp://HOST:PORT")
 
 
 def _outcome(future: Any) -> Any:

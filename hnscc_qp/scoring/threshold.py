@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from hnscc_qp.errors import CohortError
 
 LEVELS = 16
-"""Windows over a block, and so the largest number of votes."""
+"""Windows over a block at the method's stride, and so the largest number of votes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,13 @@ class SlideScore:
     patient: str
     positive: bool
     max_votes: int
-    """0..16"""
+    """0..levels"""
+    levels: int = LEVELS
+    """Windows over a block: 16, or 4 or 64 where the slide was scored at another stride."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_votes <= LEVELS:
-            raise ValueError(f"{self.name} has {self.max_votes} votes; there are 0 to {LEVELS}")
+        if not 0 <= self.max_votes <= self.levels:
+            raise ValueError(f"{self.name} has {self.max_votes} votes; there are 0 to {self.levels}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,9 @@ class Threshold:
     """A slide is positive if any block has at least `votes` votes."""
 
     votes: int
-    """1..16"""
+    """1..levels"""
+    levels: int
+    """Windows over a block, of the slides it was chosen on."""
     separates: bool
     """It parts all positive from all negative slides of the development set."""
     interval: tuple[int, int] | None
@@ -54,14 +59,14 @@ class Threshold:
     false_alarms: tuple[str, ...]
     """Negative slides that reach it."""
     sweep: tuple[Level, ...]
-    """All levels, from 1 vote to 16."""
+    """All levels, from 1 vote to all."""
     sentence: str
     """The choice and its reason, for people."""
 
     @property
     def score(self) -> float:
-        """The threshold as a score: 0.0625..1."""
-        return self.votes / LEVELS
+        """The threshold as a score, the share of votes: 1/levels..1. It means the same at every stride."""
+        return self.votes / self.levels
 
 
 def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Threshold:
@@ -87,7 +92,12 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
             "the development set has no positive slide to choose a threshold by; "
             "annotate tumor on one, or move a positive patient out of the test set"
         )
-    sweep = tuple(_judge(votes, positives, negatives) for votes in range(1, LEVELS + 1))
+    levels = slides[0].levels
+    if any(slide.levels != levels for slide in slides):
+        raise CohortError(
+            "slides were scored at different strides; score them again with one stride (hnscc-qp score)"
+        )
+    sweep = tuple(_judge(votes, positives, negatives) for votes in range(1, levels + 1))
     interval = _separating(positives, negatives)
     if interval:
         votes = interval[0]
@@ -100,6 +110,7 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
     patients = len({slide.patient for slide in slides})
     return Threshold(
         votes=votes,
+        levels=levels,
         separates=interval is not None,
         interval=interval,
         sensitivity=chosen.sensitivity,
@@ -108,13 +119,19 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
         false_alarms=false_alarms,
         sweep=sweep,
         sentence=(
-            f"A score of {votes}/{LEVELS} = {votes / LEVELS:.4f} calls a slide positive. "
-            f"{_reason(chosen, interval, sensitivity, bool(negatives))} "
+            f"A score of {votes}/{levels} = {votes / levels:.4f} calls a slide positive. "
+            f"{_reason(chosen, interval, levels, sensitivity, bool(negatives))} "
             f"On the development set ({len(slides)} slides of {patients} patients) it finds "
             f"{len(positives) - len(missed)} of {len(positives)} positive slides and falsely calls "
             f"{len(false_alarms)} of {len(negatives)} negative ones."
         ),
     )
+
+
+def votes_for(score: float, levels: int) -> int:
+    """The fewest votes of `levels` that reach a score, 0..1: at least one."""
+    # 11/16 of 64 is 44, whatever rounding says.
+    return max(1, math.ceil(score * levels - 1e-9))
 
 
 def slide_status(max_votes: int, threshold_votes: int) -> Literal["positive", "negative"]:
@@ -136,9 +153,11 @@ def _separating(positives: Sequence[SlideScore], negatives: Sequence[SlideScore]
     return (low, high) if low <= high else None
 
 
-def _reason(chosen: Level, interval: tuple[int, int] | None, sensitivity: float, any_negatives: bool) -> str:
+def _reason(
+    chosen: Level, interval: tuple[int, int] | None, levels: int, sensitivity: float, any_negatives: bool
+) -> str:
     if interval:
-        low, high = (f"{votes / LEVELS:.4f}" for votes in interval)
+        low, high = (f"{votes / levels:.4f}" for votes in interval)
         return f"It is the lower end of the thresholds that separate the development set, {low} to {high}."
     why = "No threshold separates the development set" if any_negatives else "There are no negative slides"
     if chosen.sensitivity < sensitivity - 1e-9:

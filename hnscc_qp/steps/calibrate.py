@@ -13,7 +13,7 @@ from hnscc_qp.files import atomic_path, sha256_file, write_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.patches.split import Side
 from hnscc_qp.scoring.score_map import read_score_map
-from hnscc_qp.scoring.threshold import LEVELS, SlideScore, choose_threshold, slide_status
+from hnscc_qp.scoring.threshold import SlideScore, choose_threshold, slide_status, votes_for
 from hnscc_qp.steps import patches, score
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
@@ -44,11 +44,11 @@ def calibrate_study(context: Context) -> Manifest:
             continue
         score_map = read_score_map(score.score_map_file(context, image))
         member = members.by_entry.get(image.entry_id)
-        rows.append((image.name, member, score_map.max_votes, score_map.windows))
+        rows.append((image.name, member, score_map.max_votes, score_map.max_level, score_map.windows))
     threshold = choose_threshold(
         [
-            SlideScore(name, member.patient, member.positive, votes)
-            for name, member, votes, _ in rows
+            SlideScore(name, member.patient, member.positive, votes, levels)
+            for name, member, votes, levels, _ in rows
             if member and member.side is not Side.TEST
         ],
         sensitivity=context.study.calibration.sensitivity,
@@ -59,11 +59,11 @@ def calibrate_study(context: Context) -> Manifest:
             "patient": member.patient if member else None,
             "side": str(member.side) if member else None,
             "truth": ("positive" if member.positive else "negative") if member else None,
-            "max_score": votes / LEVELS,
+            "max_score": votes / levels,
             # No window looked at is not "no tumour found".
-            "call": slide_status(votes, threshold.votes) if windows else "no tissue",
+            "call": slide_status(votes, votes_for(threshold.score, levels)) if windows else "no tissue",
         }
-        for name, member, votes, windows in rows
+        for name, member, votes, levels, windows in rows
     ]
     folder = context.generation.step(STEP)
     write_json(folder / "threshold.json", {"score": threshold.score} | asdict(threshold))

@@ -15,6 +15,7 @@ from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.scoring.preview import draw_preview
 from hnscc_qp.scoring.regions import TumorRegion, to_detection, vectorize
 from hnscc_qp.scoring.score_map import ScoreMap, read_score_map
+from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.steps import calibrate, score
 from hnscc_qp.steps.context import Context, Manifest, image_file
 from hnscc_qp.steps.train import cascade_hash
@@ -42,8 +43,9 @@ def draw_regions(context: Context) -> Manifest:
     started = time.time()
     scored = context.generation.need(score.STEP, command=f"hnscc-qp score {context.study.path}")
     calibrated = context.generation.need(calibrate.STEP, command=f"hnscc-qp calibrate {context.study.path}")
-    threshold_votes = int(calibrated["counts"]["threshold votes"])
-    settings = {"threshold votes": threshold_votes}
+    # A share of the votes: it means the same if slides were scored at another stride since.
+    threshold_score = float(calibrated["counts"]["threshold score"])
+    settings = {"threshold score": threshold_score}
     inputs = dict(scored["outputs"])
     if done := context.finished(STEP, settings, inputs):
         return done
@@ -51,6 +53,7 @@ def draw_regions(context: Context) -> Manifest:
 
     def draw(image: ImageEntry) -> list[tuple[object, ...]]:
         score_map = read_score_map(score.score_map_file(context, image))
+        threshold_votes = votes_for(threshold_score, score_map.max_level)
         regions = vectorize(score_map, threshold_votes=threshold_votes)
         model_hash = cascade_hash(score_map.provenance)
         detections = [

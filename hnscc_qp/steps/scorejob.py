@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +112,10 @@ def run_job(job: ScoreJob, context: Context, cascade: AnyCascade) -> SlideResult
     )
 
 
+_CASCADES: dict[tuple[Path, str, tuple[tuple[str, str], ...]], AnyCascade] = {}
+"""Of this process; the last one."""
+
+
 def run_job_remotely(job: ScoreJob) -> SlideResult:
     """Do a job in another process: find the study's files there, and see that they are the job's.
 
@@ -144,15 +147,19 @@ def run_job_remotely(job: ScoreJob) -> SlideResult:
     )
 
 
-@lru_cache(maxsize=1)
 def _cascade_of(study: Study, generation: str, models: tuple[tuple[str, str], ...]) -> AnyCascade:
     """The models of a job, read once per process; `load_cascade` sees that they are whole."""
+    key = (study.path, generation, models)
+    if key in _CASCADES:
+        return _CASCADES[key]
     cascade, found = load_cascade(Context(study, progress=SILENT))
     if tuple(found.items()) != models:
         raise ClusterError(
             f"a worker finds other models in generation {generation} of {study.path} than this machine; "
             "share that folder, at the same path, with all workers"
         )
+    _CASCADES.clear()
+    _CASCADES[key] = cascade
     return cascade
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
 from hnscc_qp.errors import CohortError
-from hnscc_qp.scoring.threshold import SlideScore, choose_threshold, slide_status
+from hnscc_qp.scoring.threshold import SlideScore, choose_threshold, slide_status, votes_for
 
 VOTES = st.lists(st.integers(0, 16), min_size=1, max_size=12)
 
@@ -106,3 +106,17 @@ def test_no_other_level_fits_the_rule_better(positives, negatives, wanted):
     called = [slide_status(votes, threshold.votes) for votes in positives]
     assert called.count("positive") / len(positives) == pytest.approx(threshold.sensitivity)
     assert called.count("negative") == len(threshold.missed)
+
+
+def test_a_threshold_is_a_share_of_the_votes_at_every_stride():
+    slides = [SlideScore("a", "1", True, 48, 64), SlideScore("b", "2", False, 43, 64)]
+    chosen = choose_threshold(slides, sensitivity=1.0)
+    assert (chosen.votes, chosen.levels, chosen.score) == (44, 64, 0.6875)
+    assert "44/64 = 0.6875" in chosen.sentence
+    assert [votes_for(chosen.score, levels) for levels in (4, 16, 64)] == [3, 11, 44]
+    assert all(
+        votes_for(votes / levels, levels) == votes for levels in (4, 16, 64) for votes in range(1, levels + 1)
+    )
+    assert votes_for(1e-12, 16) == 1
+    with pytest.raises(CohortError, match="different strides"):
+        choose_threshold([*slides, SlideScore("c", "3", True, 16)], sensitivity=1.0)
