@@ -42,7 +42,8 @@ def find_tissue(
 
     Each block is judged by its mean colour (10 µm on the model's grid). Holes and specks smaller
     than a window are filled and dropped: neither can decide a window. What can't be decoded may be
-    tissue, and is taken for it unless `on_unreadable` is given: whoever reads it at full resolution finds out.
+    tissue, and is taken for it unless `on_unreadable` is given: whoever reads it at full resolution
+    finds out.
 
     The scan is read in strips: memory grows with the grid alone, some ten bytes per block.
 
