@@ -32,12 +32,12 @@ def start(*command: object) -> subprocess.Popen[bytes]:
 
 
 def batches_done(state_file: Path) -> int:
-    """Batches of four to an epoch that the checkpoint has behind it; 0 without one."""
+    """Batches, five to an epoch, that the checkpoint has behind it; 0 without one."""
     if not state_file.exists():
         return 0
     with safetensors.safe_open(state_file, framework="pt") as file:
         position = json.loads(file.metadata()["training"])["position"]
-    return (position["epoch"] - 1) * 4 + position["batch"]
+    return (position["epoch"] - 1) * 5 + position["batch"]
 
 
 def judged(result: FitResult) -> list[tuple[Any, ...]]:
