@@ -53,6 +53,10 @@ class AnnotationError(HnsccQpError, ValueError):
     """The annotations can't be used as the study asks."""
 
 
+class TangledOutlineError(AnnotationError):
+    """An outline crosses itself more often than can be repaired in reasonable time."""
+
+
 class TruthError(HnsccQpError, ValueError):
     """A mask or an annotation file beside a slide is missing, damaged, or does not fit the slide."""
 

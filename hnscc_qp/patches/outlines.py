@@ -13,17 +13,13 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp import study
-from hnscc_qp.errors import AnnotationError
+from hnscc_qp.errors import AnnotationError, TangledOutlineError
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.patches.territories import Shapes, polygons_only
 from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, walk
 
 _MARK_UM = 0.5
 """Half the width given to points and lines, so that they overlap windows."""
-_MANY_VERTICES = 50_000
-_MAX_CROSSINGS = 100_000
-"""Repair takes some minutes per million; a hand, however hasty, crosses its own line a few times."""
-_SAMPLED_EDGES = 1000
 
 
 class Label(IntEnum):
@@ -177,16 +173,23 @@ def sort_annotations(
         if outside[index] and shapely.get_dimensions(item.roi) == 2:
             sorting.skipped.append(f"{what} lies outside the image; move or delete it")
             continue
-        if not sound[index] and _is_tangled(item.roi):
-            vertices = shapely.get_num_coordinates(item.roi)
-            raise AnnotationError(
-                f"{name}: {what} has {vertices:,} vertices and crosses itself all over; "
-                "simplify it in QuPath (Objects → Annotations → Simplify shape) or draw it anew"
-            )
-        shape = polygons_only(_closed(item.roi) if settings.open_shapes == "close" else item.roi)
-        if not shape.area > 0:
-            _skip(sorting, item, meaning, known_as, what, name=name, pixel_size=pixel_size, settings=settings)
-            continue
+        try:
+            roi = _closed(item.roi) if settings.open_shapes == "close" else item.roi
+            shape = polygons_only(roi)
+            if not shape.area > 0:
+                _skip(
+                    sorting,
+                    item,
+                    meaning,
+                    known_as,
+                    what,
+                    name=name,
+                    pixel_size=pixel_size,
+                    settings=settings,
+                )
+                continue
+        except TangledOutlineError as error:
+            raise AnnotationError(f"{name}: {what}: {error}") from error
         if not sound[index]:
             sorting.repaired.append(f"{what} crosses itself; repaired, look at it in QuPath")
         if isinstance(meaning, Label):
@@ -233,19 +236,6 @@ def _skip(
         sorting.mark_ids.append(known_as)
         line += ", the windows there are ignored"
     sorting.skipped.append(line)
-
-
-def _is_tangled(roi: BaseGeometry) -> bool:
-    """Whether an invalid outline crosses itself more often than can be repaired, by a sample of its edges."""
-    if shapely.get_num_coordinates(roi) < _MANY_VERTICES:
-        return False
-    rings, _ = shapely.get_rings(shapely.get_parts(roi), return_index=True)
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    within = ring[1:] == ring[:-1]
-    edges = shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1)[within])
-    sampled = edges[:: max(1, len(edges) // _SAMPLED_EDGES)]
-    crossed, _ = shapely.STRtree(edges).query(sampled, predicate="crosses")
-    return len(crossed) / len(sampled) * len(edges) / 2 > _MAX_CROSSINGS
 
 
 def _closed(roi: BaseGeometry) -> BaseGeometry:

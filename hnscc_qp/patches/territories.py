@@ -16,6 +16,8 @@ import numpy.typing as npt
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from hnscc_qp.qupath.shapes import repair
+
 Shapes = npt.NDArray[np.object_]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -74,9 +76,13 @@ class _Pieces:
 
 
 def polygons_only(shape: BaseGeometry) -> BaseGeometry:
-    """The valid area of a shape; lines and points that repair leaves behind are dropped."""
+    """The valid area of a shape; lines and points that repair leaves behind are dropped.
+
+    Raises:
+        TangledOutlineError: as `repair`.
+    """
     if not shape.is_valid:
-        shape = shapely.make_valid(shape)
+        shape = repair(shape)
     if shape.geom_type in ("Polygon", "MultiPolygon"):
         return shape
     # Twice: repair may nest a multipolygon in a collection.

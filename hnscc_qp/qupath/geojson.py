@@ -24,7 +24,7 @@ import geojson
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from hnscc_qp.errors import GeoJsonError
+from hnscc_qp.errors import GeoJsonError, TangledOutlineError
 from hnscc_qp.files import atomic_path
 from hnscc_qp.qupath.objects import RGB, ObjectType, PathClass, PathObject, RoiKind, walk
 from hnscc_qp.qupath.shapes import GRID_PX, ellipse, roi_kind, settle
@@ -371,6 +371,8 @@ def _read_geometry(value: Any) -> BaseGeometry:
         raise _UnusableError("no geometry")
     try:
         geometry = settle(shapely.geometry.shape(value))
+    except TangledOutlineError as error:
+        raise _UnusableError(str(error)) from error
     except Exception as error:
         raise _UnusableError(f"its geometry can't be read ({error})") from error
     if geometry.is_empty:

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import numpy as np
 
-from hnscc_qp.errors import ObjectDataError
+from hnscc_qp.errors import ObjectDataError, TangledOutlineError
 from hnscc_qp.qupath.javastream import JavaEnum, JavaObject, JavaStream, StreamError
 from hnscc_qp.qupath.objects import RGB, ObjectType, PathClass, PathObject
 from hnscc_qp.qupath.rois import Roi, is_polygon, read_polygons, read_roi
@@ -77,12 +77,15 @@ def read_qpdata(path: Path, *, image: str) -> QpData:
         image: the image's name, for messages.
 
     Raises:
-        ObjectDataError: the file is missing, damaged, truncated, or holds a class that we do not know.
+        ObjectDataError: the file is missing, damaged, truncated, or holds a class that we do
+            not know, or an outline that crosses itself all over.
     """
     try:
         # numpy need not warn of what is no number: in a ROI it is an error, in a measurement allowed.
         with np.errstate(all="ignore"):
             return _read(JavaStream(path.read_bytes()))
+    except TangledOutlineError as error:
+        raise ObjectDataError(f"{image}: {error} ({path})") from error
     except StreamError as error:
         raise _unreadable(path, image, f"{error.reason} (byte {error.offset})") from error
     except OSError as error:

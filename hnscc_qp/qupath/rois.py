@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.qupath.javastream import JavaObject, StreamError
 from hnscc_qp.qupath.objects import RoiKind
-from hnscc_qp.qupath.shapes import ellipse
+from hnscc_qp.qupath.shapes import ellipse, refuse_tangled, repair
 
 Roi = tuple[RoiKind, BaseGeometry, float]
 """How QuPath holds the shape, the shape, and its exact area in px²."""
@@ -39,6 +39,7 @@ def read_polygons(items: Sequence[JavaObject]) -> list[Roi]:
 
     Raises:
         StreamError: coordinates make no shape.
+        TangledOutlineError: a path crosses itself all over.
     """
     if not items:
         return []
@@ -76,6 +77,7 @@ def read_roi(item: Any, *, rounds_geometry: bool) -> Roi:
 
     Raises:
         StreamError: the ROI is of an unknown kind, or its coordinates make no shape.
+        TangledOutlineError: its outline crosses itself all over.
     """
     if not isinstance(item, JavaObject):
         raise StreamError("there is no ROI where one should be", 0)
@@ -140,7 +142,7 @@ def _geometry(item: JavaObject, *, rounded: bool) -> tuple[BaseGeometry, float]:
         geometry = shapely.transform(geometry, _round_as_jts)
     area_px = geometry.area
     if not shapely.is_valid(geometry) and area_px:
-        parts = shapely.get_parts(shapely.make_valid(geometry))
+        parts = shapely.get_parts(repair(geometry))
         geometry = shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
     return geometry, area_px
 
@@ -169,6 +171,7 @@ def _fill(vertices: NDArray[np.float64]) -> BaseGeometry:
     A path that crosses itself (a hasty hand with the wand) covers every point that it goes around.
     """
     ring = np.vstack((vertices, vertices[:1]))
+    refuse_tangled(shapely.Polygon(ring))
     faces = shapely.get_parts(shapely.polygonize([shapely.union_all(shapely.linestrings(ring))]))
     return shapely.union_all([face for face in faces if _winding_number(ring, face.representative_point())])
 

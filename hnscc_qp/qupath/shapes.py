@@ -9,11 +9,17 @@ import shapely
 from shapely.geometry import MultiLineString, MultiPoint, MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
+from hnscc_qp.errors import TangledOutlineError
 from hnscc_qp.qupath.objects import RoiKind
 
 DECIMALS = 2
 GRID_PX = 0.01
 """QuPath rounds to `DECIMALS` when it writes; from 0.6 on it also snaps what it reads to this grid."""
+_MAX_CROSSINGS = 5000
+"""Repair takes some seconds for so many, and hours for a million; a hand, however hasty, crosses its own
+line a few times."""
+_SAMPLED_EDGES = 1000
+_EDGES_AT_ONCE = 50
 
 
 def settle(geometry: BaseGeometry) -> BaseGeometry:
@@ -24,6 +30,7 @@ def settle(geometry: BaseGeometry) -> BaseGeometry:
 
     Raises:
         ValueError: a coordinate is not finite.
+        TangledOutlineError: as `repair`.
     """
     geometry = _joined(_simple_parts(shapely.force_2d(geometry)))
     if not np.isfinite(shapely.get_coordinates(geometry)).all():
@@ -35,11 +42,45 @@ def settle(geometry: BaseGeometry) -> BaseGeometry:
         return _joined([line for line in _simple_parts(rounded) if line.length > 0])
     if dimension == 0 or rounded.is_valid:
         return rounded
-    repaired = _joined(_polygons(shapely.make_valid(geometry)))
+    repaired = _joined(_polygons(repair(geometry)))
     # Rounding a valid polygon may break it again; set_precision rounds such that it does not.
     settled = _joined(_polygons(shapely.set_precision(repaired, GRID_PX)))
     assert settled.is_valid
     return settled
+
+
+def repair(geometry: BaseGeometry) -> BaseGeometry:
+    """`shapely.make_valid` of an outline, in a time that has an end.
+
+    Raises:
+        TangledOutlineError: it crosses itself all over.
+    """
+    refuse_tangled(geometry)
+    return shapely.make_valid(geometry)
+
+
+def refuse_tangled(outline: BaseGeometry) -> None:
+    """Refuse an outline that is not valid if it crosses itself too often, by a sample of its edges.
+
+    Raises:
+        TangledOutlineError: it does.
+    """
+    rings = shapely.get_rings(shapely.get_parts(outline))
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    edges = shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1)[ring[1:] == ring[:-1]])
+    tree = shapely.STRtree(edges)
+    sampled = edges[:: max(1, len(edges) // _SAMPLED_EDGES)]
+    crossed = 0
+    # A crossing has two edges. Of a million edges one may cross most, so it stops when it knows.
+    for start in range(0, len(sampled), _EDGES_AT_ONCE):
+        some = sampled[start : start + _EDGES_AT_ONCE]
+        crossed += tree.query(some, predicate="crosses").shape[1]
+        crossed += tree.query(some, predicate="overlaps").shape[1]  # drawn to and fro on one line
+        if crossed * len(edges) > 2 * _MAX_CROSSINGS * len(sampled):
+            raise TangledOutlineError(
+                f"an outline of {len(points):,} vertices crosses itself all over; simplify it in QuPath "
+                "(Objects → Annotations → Simplify shape) or draw it anew"
+            )
 
 
 def roi_kind(geometry: BaseGeometry) -> RoiKind:

@@ -50,13 +50,12 @@ def undo_push(context: Context) -> tuple[str, ...]:
         ProjectError: there is nothing to undo, or it was saved in QuPath since, or is open there.
     """
     project = context.project
-    images = {image.name: image for image in project.images}
 
     def check(name: str) -> None:
-        image = images.get(name)
-        if image is not None and image.saved:
-            with suppress(SlideNotFoundError, UnsupportedServerError):
-                refuse_while_open([project.slide_path(image)], image=name)
+        for image in project.images:
+            if image.name == name and image.saved:
+                with suppress(SlideNotFoundError, UnsupportedServerError):
+                    refuse_while_open([project.slide_path(image)], image=name)
 
     return undo_last_write(project.path, check=check)
 

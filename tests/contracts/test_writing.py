@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import shapely
@@ -24,6 +25,7 @@ from hnscc_qp.qupath.objects import PathObject, walk
 from hnscc_qp.qupath.ownership import is_ours
 from hnscc_qp.qupath.qpdata import read_qpdata
 from hnscc_qp.qupath.safewrite import KEPT_BACKUPS, undo_last_write
+from hnscc_qp.steps.push import undo_push
 
 WRITTEN = {
     "embedded": {"ai-detections/1 case-01.tif.geojson"},
@@ -160,6 +162,24 @@ def test_undo_is_refused_once_someone_else_has_saved(open_with, writable):
     with pytest.raises(ProjectError, match="saved in QuPath since"):
         undo_last_write(project.path)
     assert tree_hashes(writable) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system has no /proc")
+def test_undo_is_refused_while_qupath_shows_the_image(open_with, writable, tmp_path):
+    project = open_with(writable)
+    untouched = tree_hashes(writable)
+    image = project.images[0]
+    project.write_detections(image, detections(1))
+    context = SimpleNamespace(project=open_with(writable))
+    before = tree_hashes(writable)
+    with (
+        pretend_qupath(tmp_path, project.slide_path(image)) as pid,
+        pytest.raises(ProjectError, match=rf"open in QuPath \(process {pid} "),
+    ):
+        undo_push(context)
+    assert tree_hashes(writable) == before
+    assert undo_push(context) == (image.name,)
+    assert tree_hashes(writable) == untouched
 
 
 def test_old_backups_go(open_with, writable):

@@ -157,6 +157,15 @@ def test_a_polygon_that_crosses_itself_keeps_both_halves(tmp_path: Path) -> None
     assert item.area_px == pytest.approx(50)
 
 
+def test_an_outline_that_crosses_itself_all_over_is_named_and_the_rest_kept(tmp_path: Path) -> None:
+    tangled = Polygon(np.random.default_rng(1).uniform(0, 1000, (800, 2)))
+    features = [feature(), feature() | {"geometry": shapely.geometry.mapping(tangled)}, feature()]
+    found = read(tmp_path, {"type": "FeatureCollection", "features": features})
+    assert len(found.objects) == 2
+    assert len(found.skipped) == 1
+    assert found.skipped[0].startswith("features[1]: an outline of 801 vertices crosses itself all over; ")
+
+
 def test_an_ellipse_has_its_exact_area_and_the_bounds_of_its_polygon(tmp_path: Path) -> None:
     value = feature(objectType="annotation")
     value["geometry"]["isEllipse"] = True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import javawriter as java
+import numpy as np
 import pytest
 import shapely
 from hypothesis import HealthCheck, given, settings
@@ -299,6 +300,16 @@ def test_polygon_that_crosses_itself_is_filled_like_java_does(tmp_path: Path) ->
     assert item.roi.contains(shapely.Point(0, 0))
     inner = math.cos(2 * math.pi / 5) / math.cos(math.pi / 5)  # radius of the inner corners
     assert item.area_px == pytest.approx(5 * 100**2 * inner * math.sin(math.pi / 5), rel=1e-6)
+
+
+def test_an_outline_that_crosses_itself_all_over_is_one_error(tmp_path: Path) -> None:
+    corners = np.random.default_rng(1).uniform(0, 1000, (800, 2)).tolist()
+    drawn = annotation(java.vertices_roi("PolygonROI", corners))
+    with pytest.raises(ObjectDataError, match="an outline of 801 vertices crosses itself all over; simplify"):
+        read(java.qpdata([drawn]), tmp_path)
+    tangled = shapely.to_wkb(shapely.Polygon(corners))
+    with pytest.raises(ObjectDataError, match="an outline of 801 vertices crosses itself all over; simplify"):
+        read(java.qpdata([annotation(java.geometry_roi(tangled))]), tmp_path)
 
 
 @pytest.mark.parametrize(

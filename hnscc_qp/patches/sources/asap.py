@@ -19,7 +19,7 @@ import shapely
 from shapely.geometry import MultiPoint, Point, Polygon
 from shapely.geometry.base import BaseGeometry
 
-from hnscc_qp.errors import TruthError
+from hnscc_qp.errors import TangledOutlineError, TruthError
 from hnscc_qp.patches.territories import polygons_only
 
 Points = npt.NDArray[np.float64]
@@ -55,7 +55,7 @@ def read_asap(path: Path, *, classes: Mapping[str, str], holes: Collection[str])
 
     Raises:
         TruthError: the file is damaged, is not ASAP's, or holds an annotation of unknown type, without
-            coordinates, or with too few.
+            coordinates, with too few, or that crosses itself all over.
     """
     try:
         root = ET.parse(path).getroot()
@@ -167,7 +167,10 @@ def _shape(kind: str, points: Points, where: str, notes: list[str]) -> BaseGeome
     if polygon.is_valid:
         return polygon
     notes.append(f"{where} crosses itself; repaired, look at it in ASAP")
-    return polygons_only(polygon)
+    try:
+        return polygons_only(polygon)
+    except TangledOutlineError as error:
+        raise TruthError(f"{where}: {error}") from error
 
 
 def _cut_out(
