@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from hnscc_qp.errors import SlideReadError
 from hnscc_qp.geometry import Grid, Mpp, Region
+from hnscc_qp.slides.holes import Area, read_around_holes
 from hnscc_qp.slides.reader import RGBPixels, Slide
 
 _HASH_SIZE = 16
@@ -44,7 +46,14 @@ def fingerprint_slide(slide: Slide, grid: Grid, tissue: npt.NDArray[np.bool_]) -
     )
     size = slide.pixel_size
     longest_um = max(region.width * size.x, region.height * size.y)
-    return fingerprint_picture(slide.read(region, Mpp(max(longest_um / _PICTURE_PX, size.x, size.y))))
+    mpp = Mpp(max(longest_um / _PICTURE_PX, size.x, size.y))
+    try:
+        return fingerprint_picture(slide.read(region, mpp))
+    except SlideReadError:  # what is left of it may still be known again
+        step_x, step_y = size.qupath_px_per(mpp)
+        top, left = round(region.y / step_y), round(region.x / step_x)
+        area = Area(top, left, round(region.height / step_y), round(region.width / step_x))
+        return fingerprint_picture(read_around_holes(slide, area, mpp).pixels)
 
 
 def fingerprint_picture(pixels: RGBPixels) -> Fingerprint:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hnscc_qp.errors import AnnotationError, CohortError, HnsccQpError
+from hnscc_qp.errors import AnnotationError, CohortError, HnsccQpError, SlideReadError
 from hnscc_qp.files import write_json
 from hnscc_qp.generation import make_manifest
 from hnscc_qp.geometry import WINDOW_MPP, Grid
@@ -116,10 +116,14 @@ def _check(context: Context, image: ImageEntry) -> _Checked:
     slide = context.open_as_scanned(image)
     require_mpp(slide, WINDOW_MPP)
     grid = Grid.of_method(slide.size, slide.pixel_size)
-    tissue = find_tissue(slide, grid)
+    unreadable: list[SlideReadError] = []
+    tissue = find_tissue(slide, grid, on_unreadable=unreadable.append)  # as when patches are cut
     findings = lint_annotations(
         objects, image=image.name, size=slide.size, grid=grid, tissue=tissue, classes=study.classes
     )
+    if unreadable:
+        places = f"{len(unreadable)} places can't be decoded and are taken for no tissue ({unreadable[0]})"
+        findings.append(Finding(Severity.WARNING, "damaged", image.name, places))
     if not tissue.any():
         findings.append(Finding(Severity.WARNING, "no tissue", image.name, "no tissue was found on it"))
     case: ImageCase | None = None

@@ -6,11 +6,13 @@ import hashlib
 import json
 import shutil
 import subprocess
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 from shapely.geometry import box
 from studies import SIZE, STUDY, TUMOR_BOX, annotation, new_image, write_slide, write_study
 
@@ -178,3 +180,30 @@ def test_the_sheet_opens_in_a_browser_without_a_complaint(tmp_path: Path) -> Non
     )
     assert "CONSOLE" not in done.stderr
     assert (tmp_path / "sheet.png").stat().st_size > 20_000
+
+
+def test_a_damaged_slide_is_named_and_its_windows_counted_as_patches_will_count_them(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    with tifffile.TiffFile(tmp_path / "slides" / "S1.tif") as tiff:
+        offset, count = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    with (tmp_path / "slides" / "S1.tif").open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\xff" * count)
+    assert check(study) == 0
+    report = json.loads((tmp_path / "check" / "check.json").read_text())
+    (damaged,) = [one for one in report["findings"] if one["rule"] == "damaged"]
+    assert damaged["image"] == "S1.tif" and "can't be decoded" in damaged["message"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["hnscc-qp", "patches", str(study)])
+        with pytest.raises(SystemExit):
+            main()
+    made = json.loads((tmp_path / "generations" / "001" / "patches" / "manifest.json").read_text())
+    checked: Counter[str] = Counter()
+    for rules in report["counts"]["windows"].values():
+        checked.update(rules)
+    cut = {
+        f"{label}: {rule}": count
+        for label, rules in made["counts"]["rules"].items()
+        for rule, count in rules.items()
+    }
+    assert checked == cut
