@@ -16,14 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.stride_tricks import sliding_window_view
 
 from hnscc_qp.errors import SealedSplitError, StepError
 from hnscc_qp.files import atomic_path, sha256_file
-from hnscc_qp.geometry import STEP_PX, WINDOW_PX, Grid
+from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, WINDOW_PX, Grid
 from hnscc_qp.patches.dataset import Part
 from hnscc_qp.patches.labels import Label, WindowLabels
 from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.patches.split import Side
+from hnscc_qp.slides.holes import Area, read_around_holes
 from hnscc_qp.slides.reader import Slide
 
 PIECE_PX = 480
@@ -158,18 +160,25 @@ def piece_labels(labels: npt.NDArray[np.uint8]) -> Labels:
     return wide.reshape(rows, PIECE_WINDOWS, columns, PIECE_WINDOWS).swapaxes(1, 2)
 
 
-def read_piece(slide: Slide, grid: Grid, row: int, column: int) -> npt.NDArray[np.uint8]:
-    """Pixels of a piece, (480, 480, 3); white beyond the image.
+def read_piece(
+    slide: Slide, row: int, column: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], str | None]:
+    """Pixels of a piece, (480, 480, 3); white beyond the image, and where it can't be decoded.
 
     Args:
         slide: to read.
-        grid: over the slide.
         row: of pieces, as `piece_labels` counts.
         column: of pieces.
+
+    Returns:
+        The pixels; which of its (45, 45) windows touch what can't be decoded; and why it can't.
     """
-    blocks = PIECE_PX // STEP_PX
-    area = grid.region(row * PIECE_WINDOWS, column * PIECE_WINDOWS, rows=blocks, columns=blocks)
-    return slide.read(area, grid.mpp)
+    step = PIECE_WINDOWS * STEP_PX
+    area = Area(row * step, column * step, PIECE_PX, PIECE_PX)
+    read = read_around_holes(slide, area, WINDOW_MPP)
+    lost = sliding_window_view(read.lost(area), (WINDOW_PX, WINDOW_PX))[::STEP_PX, ::STEP_PX]
+    touched: npt.NDArray[np.bool_] = np.any(lost, axis=(2, 3))
+    return read.pixels, touched, read.reason
 
 
 def choose_pieces(

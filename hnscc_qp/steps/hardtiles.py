@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hnscc_qp.geometry import STEP_PX, Grid
+from hnscc_qp.geometry import STEP_PX
 from hnscc_qp.patches.dataset import Part, PatchRow
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.seal import SealedSplit
@@ -80,9 +80,9 @@ def write_hard_tiles(
                 pixels = np.asarray(easy.pixels[piece.number])
             else:
                 slide = context.open_development(images[piece.row.entry_id], split)
-                grid = Grid.of_method(slide.size, slide.pixel_size)
                 step = PIECE_WINDOWS * STEP_PX
-                pixels = read_piece(slide, grid, piece.row.y_px // step, piece.row.x_px // step)
+                # Mining takes no window that touches what can't be decoded, so no label here is of one.
+                pixels, _, _ = read_piece(slide, piece.row.y_px // step, piece.row.x_px // step)
             yield [piece.row], pixels[None], piece.labels[None]
 
     written = write_tiles(folder, Part.DEVELOPMENT, chunks(), count=len(chosen), split=split)

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hnscc_qp.errors import AnnotationError, SlideReadError
+from hnscc_qp.errors import AnnotationError
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, Grid
 from hnscc_qp.patches.dataset import Part
 from hnscc_qp.patches.labels import Label, label_windows
 from hnscc_qp.patches.split import Side
 from hnscc_qp.patches.tiles import (
-    PIECE_PX,
     PIECE_WINDOWS,
     Chunk,
     TileRow,
@@ -77,6 +76,8 @@ def make_tiles(context: Context) -> Manifest:
     folder = context.generation.step(STEP)
     outputs: dict[str, str] = {}
     counts: Counter[tuple[Side, Label]] = Counter()
+    unread: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
     with context.progress.task("cutting tiles", sum(map(len, chosen.values())), unit="tiles") as task:
         for part in Part:
             parts = [
@@ -89,14 +90,10 @@ def make_tiles(context: Context) -> Manifest:
                 for one, places in of:
                     for row, column in places:
                         entry = one.image.entry
-                        try:
-                            rows, pixels, labels = _cut(one, row, column, states[entry.entry_id])
-                        except SlideReadError as error:
-                            failed[entry.name] = (
-                                f"{entry.name}: a tile can't be decoded, it is left out ({error})"
-                            )
-                            context.progress.warn(failed[entry.name])
-                            rows, pixels, labels = _blank(one, row, column, states[entry.entry_id])
+                        (rows, pixels, labels), lost, reason = _cut(one, row, column, states[entry.entry_id])
+                        if lost:
+                            unread[entry.name] += lost
+                            reasons.setdefault(entry.name, str(reason))
                         counts[one.image.side, Label.TUMOR] += rows[0].tumor
                         counts[one.image.side, Label.NONTUMOR] += rows[0].nontumor
                         yield rows, pixels, labels
@@ -104,6 +101,12 @@ def make_tiles(context: Context) -> Manifest:
 
             count = sum(len(places) for _, places in parts)
             outputs |= write_tiles(folder, part, chunks(parts), count=count, split=split)
+    notes = [
+        f"{name}: {lost} windows of its tiles can't be decoded and are ignored ({reasons[name]})"
+        for name, lost in unread.items()
+    ]
+    for note in notes:
+        context.progress.warn(note)
     manifest = make_manifest(
         step=STEP,
         settings=settings,
@@ -128,6 +131,7 @@ def make_tiles(context: Context) -> Manifest:
         },
         started=started,
         failed=failed,
+        notes=notes,
     )
     write_manifest(folder, manifest)
     return manifest
@@ -178,17 +182,12 @@ def _choose(labelled: list[_Labelled], *, max_tiles: int, seed: int) -> dict[str
     return found
 
 
-def _cut(one: _Labelled, row: int, column: int, state: str) -> Chunk:
-    labels = one.pieces[row, column]
-    pixels = read_piece(one.slide, one.grid, row, column)
-    return [_row(one, row, column, labels, state)], pixels[None], labels[None]
-
-
-def _blank(one: _Labelled, row: int, column: int, state: str) -> Chunk:
-    """A piece that can't be read: white, and nothing to learn from."""
-    labels = np.full((PIECE_WINDOWS, PIECE_WINDOWS), Label.IGNORED, np.uint8)
-    pixels = np.full((1, PIECE_PX, PIECE_PX, 3), 255, np.uint8)
-    return [_row(one, row, column, labels, state)], pixels, labels[None]
+def _cut(one: _Labelled, row: int, column: int, state: str) -> tuple[Chunk, int, str | None]:
+    """A piece; how many labelled windows of it can't be decoded, which are ignored then; and why."""
+    pixels, lost, reason = read_piece(one.slide, row, column)
+    labels = np.where(lost, Label.IGNORED, one.pieces[row, column]).astype(np.uint8)
+    ignored = int((labels != one.pieces[row, column]).sum())
+    return ([_row(one, row, column, labels, state)], pixels[None], labels[None]), ignored, reason
 
 
 def _row(one: _Labelled, row: int, column: int, labels: NDArray[np.uint8], state: str) -> TileRow:

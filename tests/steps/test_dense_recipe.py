@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 from shapely.geometry import box
 from studies import STUDY, TUMOR_BOX, write_study
@@ -17,6 +18,7 @@ from test_run import call
 
 from hnscc_qp.geometry import WINDOW_MPP, Mpp, PixelSize, Region
 from hnscc_qp.models.checkpoint import load_model, save_model
+from hnscc_qp.patches.labels import Label
 from hnscc_qp.slides.reader import open_slide
 from hnscc_qp.study import Training
 
@@ -181,3 +183,33 @@ def test_tiles_need_patches_and_training_needs_tiles(
     assert call("patches", study) == 0
     assert call("train", study) == 1
     assert "has no tiles yet; run: hnscc-qp tiles" in capfd.readouterr().err
+
+
+def test_windows_on_a_damaged_tile_are_ignored_and_the_rest_of_the_piece_is_learnt_from(
+    trained: Path, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path, text=DENSE)
+    with tifffile.TiffFile(tmp_path / "slides" / "S1.tif") as tiff:  # 128 px: rows and columns 128 to 256
+        offset, count = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
+    with (tmp_path / "slides" / "S1.tif").open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\xff" * count)
+    assert call("patches", study) == 0
+    assert call("tiles", study) == 0
+    labels = {}
+    for folder in (trained, tmp_path):
+        for part in ("development", "test"):
+            found = np.load(step(folder, "tiles") / part / "labels.npy")
+            for row, label in zip(rows(folder, "tiles", part), found, strict=True):
+                if row["entry_id"] == "1" and (row["x_px"], row["y_px"]) == (0, 0):
+                    labels[folder] = label
+    at = np.arange(45) * 10
+    touched = (at + 40 > 128) & (at < 256)
+    damaged = np.ix_(touched, touched)
+    assert (labels[trained][damaged] == Label.TUMOR).any()
+    assert (labels[tmp_path][damaged] == Label.IGNORED).all()
+    beside = labels[trained].copy()
+    beside[damaged] = Label.IGNORED
+    assert (labels[tmp_path] == Label.TUMOR).sum() == (beside == Label.TUMOR).sum() > 0
+    (note,) = manifest(tmp_path, "tiles")["notes"]
+    assert "S1.tif: " in note and "can't be decoded and are ignored" in note
