@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ Pixels = npt.NDArray[np.uint8]
 """(windows, side, side, 3) uint8."""
 _Indices = npt.NDArray[np.intp]
 
-_BLOCK_PX = 1000
-"""Side of a block in grid px: bounds the memory of a read."""
-_SMALLEST_BLOCK_PX = 250
+_BLOCK_PX = 250
+"""Side of a block in grid px, about that of a scanner's tile: bounds the memory of a read. Larger ones
+decode tiles without tissue, smaller ones lay the same tile out again and again."""
+_SMALLEST_BLOCK_PX = 125
 _SPARSE = 0.1
 """A block whose windows cover less of it than this is read in quarters."""
 
@@ -30,10 +32,11 @@ def cut_windows(
     *,
     out: Pixels | None = None,
     unreadable: list[tuple[int, SlideReadError]] | None = None,
+    threads: int = 1,
 ) -> Pixels:
     """Read the windows whose top left corners lie at (x_px, y_px) grid px.
 
-    Neighbouring windows are read together, in blocks of about 1 mm.
+    Neighbouring windows are read together, in blocks of a quarter of a millimetre.
 
     Args:
         slide: to cut from.
@@ -41,8 +44,9 @@ def cut_windows(
         x_px: (windows,) left edges.
         y_px: (windows,) top edges.
         out: where the pixels go, a mapped file, say; then memory is bounded by a block.
-        unreadable: takes the number of each window that can't be decoded, with the error, and its
-            pixels stay as they are in `out`; without it the error is raised.
+        unreadable: takes the number of each window that can't be decoded, in rising order, with the
+            error, and its pixels stay as they are in `out`; without it the error is raised.
+        threads: blocks read at once; they change no result.
 
     Returns:
         (windows, grid.window_px, grid.window_px, 3) uint8, in the order asked for: `out`, if given.
@@ -53,21 +57,51 @@ def cut_windows(
     x, y = np.asarray(x_px, np.int64), np.asarray(y_px, np.int64)
     side = grid.window_px
     pixels = np.zeros((len(x), side, side, 3), np.uint8) if out is None else out
-    for members in _blocks(np.arange(len(x)), x, y, side, _BLOCK_PX):
-        # Where a tile is damaged, the windows beside it are read on their own.
-        waiting = [members]
-        while waiting:
-            some = waiting.pop()
-            try:
-                _read_block(slide, grid, np.stack([x[some], y[some]]), out=pixels, numbers=some)
-            except SlideReadError as error:
-                if unreadable is None:
-                    raise
-                if len(some) == 1:
-                    unreadable.append((int(some[0]), error))
-                else:
-                    waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+    corners = np.stack([x, y])
+
+    def read(members: _Indices) -> list[tuple[int, SlideReadError]]:
+        forgive = unreadable is not None
+        return _read_block_or_less(slide, grid, corners, members, out=pixels, forgive=forgive)
+
+    blocks = _blocks(np.arange(len(x)), x, y, side, _BLOCK_PX)
+    if threads == 1:
+        lost = [one for members in blocks for one in read(members)]
+    else:
+        with ThreadPoolExecutor(threads, thread_name_prefix="block") as pool:
+            lost = [one for some in pool.map(read, blocks) for one in some]
+    if unreadable is not None:
+        unreadable += sorted(lost, key=lambda one: one[0])
     return pixels
+
+
+def _read_block_or_less(
+    slide: Slide,
+    grid: Grid,
+    corners: npt.NDArray[np.int64],
+    members: _Indices,
+    *,
+    out: Pixels,
+    forgive: bool,
+) -> list[tuple[int, SlideReadError]]:
+    """Read the members of the windows at (2, n) corners; where a tile is damaged, those beside it alone.
+
+    Returns:
+        Members that can't be decoded, each with its error.
+    """
+    lost: list[tuple[int, SlideReadError]] = []
+    waiting = [members]
+    while waiting:
+        some = waiting.pop()
+        try:
+            _read_block(slide, grid, corners[:, some], out=out, numbers=some)
+        except SlideReadError as error:
+            if not forgive:
+                raise
+            if len(some) == 1:
+                lost.append((int(some[0]), error))
+            else:
+                waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+    return lost
 
 
 def _read_block(

@@ -100,10 +100,13 @@ def make_patches(context: Context) -> Manifest:
     )
     quotas = _share_out(context, list(labelled.values()))
 
-    def cut(entry: ImageEntry) -> PatchPart:
-        return _cut(context, labelled[entry.entry_id], quotas, inputs[f"image {entry.entry_id}"])
-
     entries = [one.image.entry for one in labelled.values() if any(quotas[key] for key in _keys(one))]
+    threads = max(1, context.workers // len(entries))
+
+    def cut(entry: ImageEntry) -> PatchPart:
+        state = inputs[f"image {entry.entry_id}"]
+        return _cut(context, labelled[entry.entry_id], quotas, state, threads=threads)
+
     cuts, cant_cut = context.each_image(entries, cut, doing="cutting patches", workers=context.workers)
     freeze_cohort(context, tuple(one.image for one in labelled.values()))
     write_members(folder, tuple(one.image for one in labelled.values()))
@@ -208,7 +211,7 @@ def _keys(one: _Labelled) -> list[tuple[str, Label]]:
     return [(one.image.entry.entry_id, label) for label in _SAMPLED]
 
 
-def _cut(context: Context, one: _Labelled, quotas: Quotas, state: str) -> PatchPart:
+def _cut(context: Context, one: _Labelled, quotas: Quotas, state: str, *, threads: int) -> PatchPart:
     """Draw an image's windows, cut them, and lay them down as a part."""
     entry = one.image.entry
     mine = [quotas[key] for key in _keys(one)]
@@ -225,7 +228,8 @@ def _cut(context: Context, one: _Labelled, quotas: Quotas, state: str) -> PatchP
     slide, grid = _open(context, entry)
     lost: list[tuple[int, SlideReadError]] = []
     pixels = part.new_pixels((len(picked), grid.window_px, grid.window_px, 3))
-    cut_windows(slide, grid, windows.x_px[picked], windows.y_px[picked], out=pixels, unreadable=lost)
+    x_px, y_px = windows.x_px[picked], windows.y_px[picked]
+    cut_windows(slide, grid, x_px, y_px, out=pixels, unreadable=lost, threads=threads)
     if len(lost) == len(picked):
         raise SlideReadError(f"{entry.name}: none of its {len(picked)} patches can be decoded: {lost[0][1]}")
     kept = np.setdiff1d(np.arange(len(picked)), [number for number, _ in lost])

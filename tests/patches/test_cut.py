@@ -31,6 +31,7 @@ def test_windows_cut_together_are_those_read_one_by_one(slide, monkeypatch, bloc
     assert len(reads) == 1 if block == 1000 else len(reads) < 30
     for n, (row, column) in enumerate(zip(rows, columns, strict=True)):
         assert (pixels[n] == slide.read(grid.window(int(row), int(column)), Mpp(1.0))).all()
+    assert (cut_windows(slide, grid, columns * 10, rows * 10, threads=3) == pixels).all()
     assert cut_windows(slide, grid, [], []).shape == (0, 40, 40, 3)
 
 
@@ -57,8 +58,25 @@ def test_windows_on_a_damaged_tile_are_named_and_the_others_cut(slide, monkeypat
     lost: list = []
     cut = cut_windows(torn, grid, *zip(*places, strict=True), unreadable=lost)
     hit = {n for n, (x, y) in enumerate(places) if x + 40 > 153.6 and x < 204.8 and y < 51.2}
-    assert {number for number, _ in lost} == hit
+    assert [number for number, _ in lost] == sorted(hit)
     assert all((cut[n] == whole[n]).all() for n in set(range(len(places))) - hit)
+
+
+def test_several_threads_name_the_same_windows_of_a_damaged_slide(slide, monkeypatch):
+    monkeypatch.setattr("hnscc_qp.patches.cut._BLOCK_PX", 70)
+    grid = Grid.over(slide.size, slide.pixel_size, mpp=Mpp(1.0), step_px=10, window_px=40)
+    x, y = (axis.ravel() for axis in np.meshgrid(np.arange(0, 320, 20), np.arange(0, 200, 20)))
+    damage_tile(slide.path, 3)
+    torn = open_slide(slide.path, pixel_size=slide.pixel_size)
+    lost: tuple[list, list] = [], []
+    alone, shared = (
+        cut_windows(torn, grid, x, y, unreadable=some, threads=threads)
+        for some, threads in zip(lost, (1, 3), strict=True)
+    )
+    assert (alone == shared).all()
+    assert [number for number, _ in lost[0]] == [number for number, _ in lost[1]] != []
+    with pytest.raises(SlideReadError):
+        cut_windows(torn, grid, x, y, threads=3)
 
 
 def damage_tile(path: Path, number: int) -> None:
