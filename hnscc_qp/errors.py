@@ -6,7 +6,10 @@ subclass the builtin that a caller would expect to catch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+
+_NAMED = 5
 
 
 class ExitCode(IntEnum):
@@ -111,3 +114,9 @@ class ClusterError(HnsccQpError, RuntimeError):
 
 class StepError(HnsccQpError, RuntimeError):
     """A step can't start because an earlier one is not done."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names for a message, and how many more."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

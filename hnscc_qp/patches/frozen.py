@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnscc_qp.errors import SealedSplitError, StepError
+from hnscc_qp.errors import SealedSplitError, StepError, listed
 from hnscc_qp.files import write_json
 
 SIDES_FILE = "sides.json"
-_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +56,11 @@ class FrozenSides:
         )
         if moved[False]:
             raise SealedSplitError(
-                f"of the sealed test set of this study {_listed(moved[False])} would be trained on; {remedy}"
+                f"of the sealed test set of this study {listed(moved[False])} would be trained on; {remedy}"
             )
         if moved[True]:
             raise SealedSplitError(
-                f"of those that developed this study's models {_listed(moved[True])} would test; {remedy}"
+                f"of those that developed this study's models {listed(moved[True])} would test; {remedy}"
             )
 
 
@@ -99,8 +98,3 @@ def freeze_sides(
     }
     if before is None or (before.settings, before.patients, before.images) != tuple(value.values()):
         write_json(path, value)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

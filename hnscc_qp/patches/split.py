@@ -10,11 +10,9 @@ from datetime import date
 from enum import StrEnum
 
 from hnscc_qp import study
-from hnscc_qp.errors import CohortError
+from hnscc_qp.errors import CohortError, listed
 from hnscc_qp.patches.cases import ImageCase
 from hnscc_qp.patches.splittable import SplitTable
-
-_NAMED = 5
 
 
 class Side(StrEnum):
@@ -129,7 +127,7 @@ def _named(patients: Sequence[_Patient], settings: study.Split) -> set[str]:
 def _by_date(patients: Sequence[_Patient], settings: study.Split, known: Mapping[str, bool]) -> set[str]:
     if missing := [patient.name for patient in patients if patient.surgery is None]:
         raise CohortError(
-            f"no date of surgery of {_listed(missing)}; add it in QuPath (Project → Edit project metadata, "
+            f"no date of surgery of {listed(missing)}; add it in QuPath (Project → Edit project metadata, "
             "under the key that cohort.surgery_date names), or split by patient"
         )
     days = {patient.name: patient.surgery for patient in patients if patient.surgery}
@@ -163,7 +161,7 @@ def _by_table(
     patients: Sequence[_Patient], table: SplitTable, settings: study.Split
 ) -> tuple[set[str], set[str] | None]:
     if missing := [patient.name for patient in patients if patient.name not in table.sides]:
-        raise CohortError(f"{table.path} has no line for {_listed(missing)}; add one for each")
+        raise CohortError(f"{table.path} has no line for {listed(missing)}; add one for each")
     there = {patient.name: table.sides[patient.name] for patient in patients}
     test = {name for name, side in there.items() if side == Side.TEST.value}
     validation = {name for name, side in there.items() if side == Side.VALIDATION.value}
@@ -200,9 +198,3 @@ def _share_of(patients: int, share: float, *, leave: int) -> int:
     if patients > leave:
         return min(max(wanted, 1 if share > 0 else 0), patients - leave)
     return min(wanted, max(0, patients - 1))
-
-
-def _listed(names: Sequence[str]) -> str:
-    """A few names, and how many more."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
