@@ -210,7 +210,7 @@ class DenseRecipe(_Settings):
 class Training(_Settings):
     """One set for both stages. `recipe` says which of the two tables below applies."""
 
-    recipe: Literal["dense", "window"] = "window"
+    recipe: Literal["dense", "window"] = "dense"
     """`window`: each patch by itself, as the paper did. `dense`: all windows of a tile at once."""
     network: Literal["googlenet", "mobilenet_v2", "resnet50", "resnet101"] = "mobilenet_v2"
     """GoogLeNet knows the window recipe only."""
