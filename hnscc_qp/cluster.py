@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -85,12 +86,17 @@ def on_cluster(
                     ).done
             except dask.TimeoutError:
                 ready = set()
+            except (CancelledError, dask.comm.CommClosedError) as error:
+                raise _gone(address, done, len(jobs)) from error
             if client.status != "running":
                 raise _gone(address, done, len(jobs))
             for future in ready:
                 if future.status in ("cancelled", "lost"):
                     raise _gone(address, done, len(jobs))
-                result = _outcome(future)
+                try:
+                    result = _outcome(future)
+                except (CancelledError, dask.comm.CommClosedError) as error:
+                    raise _gone(address, done, len(jobs)) from error
                 done += 1
                 yield futures.pop(future), result
     finally:

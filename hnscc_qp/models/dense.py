@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hnscc_qp.errors import StudyError
 from hnscc_qp.geometry import STEP_PX, WINDOW_PX
+from hnscc_qp.models.innercells import InnerCells, Layer
 from hnscc_qp.models.networks import build_network, fold_batch_norms, normalisation_of
 
 WINDOW_CELLS = WINDOW_PX // STEP_PX
@@ -62,6 +63,7 @@ class DenseClassifier(nn.Module):
         With this much of the slide around it, a window's answer is the same wherever the tile's edges lie.
         """
         mean, std = normalisation_of(network_name)
+        self._inner: InnerCells | None = None
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -89,6 +91,12 @@ class DenseClassifier(nn.Module):
         # The head sees one cell at a time; with channels last this is a view.
         logits: Tensor = head(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return logits
+
+    def inner_cells(self, prepared: Tensor, *, margin: int) -> Tensor:
+        """The same less `margin` cells on each side, for inference; see `InnerCells`."""
+        if self._inner is None:
+            self._inner = InnerCells(_layers(_blocks(self.network)), _head(self.network))
+        return self._inner(prepared, margin=margin)
 
     def cell_logits(self, pixels: Tensor) -> Tensor:
         """Logits of every 10 px cell, (n, 2, height/10, width/10), as `CLASSES`."""
@@ -147,7 +155,7 @@ class DenseCascade(nn.Module):
         margin = margin_px // STEP_PX
         assert margin * STEP_PX == margin_px, "a margin is made of steps"
         prepared = self.primary.prepare(pixels)
-        first = _inner(windows_of_cells(self.primary.cells(prepared)), margin)
+        first = windows_of_cells(self.primary.inner_cells(prepared, margin=margin))
         if self.secondary is None or not bool((first[:, 1] > first[:, 0]).any()):
             return first, None
         # Both stages normalise alike if they are of one network; else the enlarged tile is made anew.
@@ -155,7 +163,7 @@ class DenseCascade(nn.Module):
             self.secondary.mean, self.primary.mean
         ):
             prepared = self.secondary.prepare(pixels)
-        return first, _inner(windows_of_cells(self.secondary.cells(prepared)), margin)
+        return first, windows_of_cells(self.secondary.inner_cells(prepared, margin=margin))
 
 
 def windows_of_cells(cells: Tensor) -> Tensor:
@@ -179,10 +187,6 @@ def check_dense(network_name: str, input_px: int) -> None:
             f"input_px = {input_px} gives the dense recipe no cell for each step; set it to one of "
             f'{", ".join(map(str, DENSE_INPUT_PX))}, or recipe = "window"'
         )
-
-
-def _inner(windows: Tensor, margin: int) -> Tensor:
-    return windows[..., margin : windows.shape[-2] - margin, margin : windows.shape[-1] - margin]
 
 
 def _blocks(network: nn.Module) -> tuple[nn.Module, ...]:
@@ -229,20 +233,30 @@ def _limit_stride(blocks: Iterable[nn.Module], output_stride: int) -> None:
     assert stride == output_stride, f"strides multiply to {stride}, not {output_stride}"
 
 
-def _halo_px(blocks: Iterable[nn.Module], *, scale: float) -> int:
-    """Theoretical reach of a feature cell beyond itself, rounded up to steps of 10 px.
+def _layers(blocks: Iterable[nn.Module]) -> list[Layer]:
+    """Stride and theoretical reach of each block.
 
     Of a block's parallel ways the one with the larger kernels reaches farther; its shortcut has a kernel
-    of 1. Enlarging the tile adds one px.
+    of 1.
     """
-    reach = 0
+    layers = []
     stride = 1
     for block in blocks:
-        down = 1
+        reach, down = 0, 1
         for module in _sliding(block):
             reach += _first(module.dilation) * (_first(module.kernel_size) // 2) * stride * down
             down = max(down, _first(module.stride))
         stride *= down
+        layers.append(Layer(block, stride, reach))
+    return layers
+
+
+def _halo_px(blocks: Iterable[nn.Module], *, scale: float) -> int:
+    """Theoretical reach of a feature cell beyond itself, rounded up to steps of 10 px.
+
+    Enlarging the tile adds one px.
+    """
+    reach = sum(layer.reach for layer in _layers(blocks))
     return -(-int(reach / scale + 1) // STEP_PX) * STEP_PX
 
 

@@ -16,7 +16,7 @@ from hnscc_qp.geometry import STEP_PX, Grid
 from hnscc_qp.models.dense import DenseCascade
 
 _TILE_PX = {"cpu": 960, "cuda": 1920}
-"""Of window starts: larger ones read less twice; on a CPU they take more memory than they save time."""
+"""Of window starts: larger ones compute less twice, and take more memory."""
 
 
 class DenseScorer:

@@ -49,6 +49,10 @@ class SmallStage(torch.nn.Module):
     def cells(self, prepared: torch.Tensor) -> torch.Tensor:
         return self.coarse(torch.nn.functional.avg_pool2d(self.fine(prepared).relu(), 10))
 
+    def inner_cells(self, prepared: torch.Tensor, *, margin: int) -> torch.Tensor:
+        cells = self.cells(prepared)
+        return cells[..., margin : cells.shape[-2] - margin, margin : cells.shape[-1] - margin]
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return windows_of_cells(self.cells(self.prepare(pixels)))
 
