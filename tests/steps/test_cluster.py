@@ -15,6 +15,10 @@ import pytest
 from steps.scoring_studies import FOLDER, command, environment, give_models, maps
 from studies import write_study
 
+from hnscc_qp.cluster import on_cluster
+from hnscc_qp.errors import ClusterError
+from hnscc_qp.progress import SILENT
+
 pytest.importorskip("distributed", reason="needs hnscc-qp[cluster]")
 
 
@@ -97,3 +101,37 @@ def test_every_slide_is_scored_once_though_a_worker_is_killed_and_another_comes_
     assert maps(study) == far
     assert json.loads(near.stdout)["outputs"] == manifest["outputs"]
     assert list(json.loads(near.stdout)["outputs"]) == list(manifest["outputs"])
+
+
+def test_a_slide_that_fails_on_a_worker_is_named_and_the_others_are_done(
+    study: Path, cluster: Cluster
+) -> None:
+    cluster.worker()
+    (study.parent / "slides" / "S3.tif").unlink()
+    asked = ask(study, cluster.address)
+    out, err = asked.communicate(timeout=250)
+    assert asked.returncode == 2
+    assert "S3.tif" in err
+    assert list(json.loads(out)["failed"]) == ["S3.tif"]
+    assert len(maps(study)) == 5
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_what_is_done_stays(study: Path, cluster: Cluster) -> None:
+    cluster.worker()
+    asked = ask(study, cluster.address)
+    wait_for(lambda: bool(maps(study)) or asked.poll() is not None)
+    cluster.scheduler.send_signal(signal.SIGKILL)
+    _, err = asked.communicate(timeout=250)
+    assert asked.returncode == 1
+    assert f"the Dask scheduler at {cluster.address} went away after" in err
+    assert "Traceback" not in err
+    assert maps(study)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tcp://127.0.0.1", "nonsense://"])
+def test_an_address_where_nobody_answers_is_one_line(address: str) -> None:
+    with pytest.raises(
+        ClusterError, match=f"no Dask scheduler answers at {address} .*check the address"
+    ) as told:
+        list(on_cluster(address, str, [1], one_per="GPU", progress=SILENT))
+    assert "\n" not in str(told.value)
