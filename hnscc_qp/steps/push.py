@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from hnscc_qp.errors import ObjectDataError, SlideNotFoundError, UnsupportedServerError
+from hnscc_qp.errors import ObjectDataError, SlideNotFoundError, UnsupportedServerError, listed
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.qupath.geojson import read_geojson
 from hnscc_qp.qupath.objects import PathObject
@@ -93,9 +93,24 @@ def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]]
         counts={"images": len(rows)} | {key: sum(row[key] for row in rows) for key in counted},
         started=started,
         failed=failed,
-        notes=(*context.project.notes, *(warn_of_running() if into_qupath else ())),
+        notes=(
+            *context.project.notes,
+            *_note_unsaved(context.project.backend, images),
+            *(warn_of_running() if into_qupath else ()),
+        ),
     )
     manifest["images"] = rows
     if write:
         write_manifest(context.generation.step(STEP), manifest)
     return manifest
+
+
+def _note_unsaved(backend: str, images: Sequence[ImageEntry]) -> tuple[str, ...]:
+    """A line that names the images whose detections can't go into QuPath's own file, for there is none."""
+    unsaved = [image.name for image in images if not image.saved]
+    if backend == "embedded" or not unsaved:
+        return ()
+    return (
+        f"not saved in QuPath yet: {listed(unsaved)}; their detections are files in ai-detections/, "
+        "run qupath_scripts/import_ai_detections.groovy for the project, or save them there and push again",
+    )

@@ -17,6 +17,7 @@ from shapely.geometry import box
 from studies import TUMOR_BOX, write_study
 
 from hnscc_qp.cli.main import main
+from hnscc_qp.qupath.embedded import EmbeddedProject
 from hnscc_qp.qupath.geojson import read_geojson
 from hnscc_qp.scoring.score_map import read_score_map
 
@@ -209,6 +210,18 @@ def test_push_can_be_planned_and_taken_back(study: Path, capsys: pytest.CaptureF
     assert hashes(study.parent / "project") == pushed
     assert call("push", study, "--undo") == 0
     assert not list((study.parent / "project").glob("ai-detections/*.geojson"))
+
+
+def test_images_that_qupath_never_saved_are_named_when_it_is_at_hand(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("push", study, "--json") == 0
+    assert not any("not saved in QuPath" in note for note in json.loads(capsys.readouterr().out)["notes"])
+    monkeypatch.setattr(EmbeddedProject, "backend", "paquo")
+    for arguments in (("--dry-run",), ()):
+        assert call("push", study, "--json", *arguments) == 0
+        notes = json.loads(capsys.readouterr().out)["notes"]
+        assert any("not saved in QuPath yet: S1.tif" in note for note in notes)
 
 
 def _forget_original_places(folder: Path) -> None:
