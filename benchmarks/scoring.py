@@ -7,8 +7,8 @@ DENSE is the folder of a trained dense primary (`generations/001/primary`). Naiv
 Exact is a window model at 64 px (its weights do not bear on its speed); dense is the given model, in 32
 bits and in bfloat16. With `--side-mm` the slide is one of that size made of SLIDE's pixels, mirrored again
 and again: on a small slide most of a dense tile is not wanted. All of these read the slide, find its tissue
-and make the score map; the best of all repeats counts. Also said: how many windows bfloat16 calls otherwise than
-32 bits do.
+and make the score map; the best of all repeats counts. Also said: how many windows bfloat16 calls otherwise
+than 32 bits do.
 """
 
 from __future__ import annotations
