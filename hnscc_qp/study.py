@@ -269,7 +269,7 @@ class Scoring(_Settings):
     min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.0625
     """A window is scored if at least this share of it is tissue (one block of sixteen)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` is faster where the processor has it, and flips some votes (unmeasured)."""
+    """`bfloat16` is faster where the processor has it, and flips some votes: docs/benchmarks.md."""
     exact: bool = False
     """32 bits and kernels that add in one order, whatever `precision` says and is faster on the device."""
     probabilities: bool = False

@@ -15,7 +15,7 @@ def arithmetic(settings: Scoring, device: torch.device) -> Iterator[None]:
     """Set the precision, and with `exact` kernels that always add in one order; put back at the end.
 
     With `precision = "bfloat16"` convolutions and the last layer work on 8 bits of mantissa: votes near 0.5
-    may flip; how many is not measured yet. `exact` takes back both that and what CUDA does of itself (TF32,
+    may flip: docs/benchmarks.md. `exact` takes back both that and what CUDA does of itself (TF32,
     kernels chosen by timing).
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
