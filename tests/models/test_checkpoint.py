@@ -21,7 +21,7 @@ from hnscc_qp.study import Training
 def save(folder: Path, classifier: WindowClassifier | DenseClassifier, **values: Any) -> ModelCard:
     made: dict[str, Any] = {
         "stage": "primary",
-        "training": Training(weights="none", input_px=32, seed=4),
+        "training": Training(recipe="window", weights="none", input_px=32, seed=4),
         "weights_origin": {"name": "none", "sha256": None},
         "data_sha256": "ab" * 32,
         "patients": {"training": 7, "validation": 3},
@@ -88,7 +88,7 @@ def test_card_names_the_weights_but_not_where_they_lay(tmp_path: Path, classifie
     card = save(
         tmp_path,
         classifier,
-        training=Training(weights=str(tmp_path / "start.safetensors"), input_px=32),
+        training=Training(recipe="window", weights=str(tmp_path / "start.safetensors"), input_px=32),
         weights_origin={"name": "start.safetensors", "sha256": "cd" * 32},
     )
     assert card.training["weights"] == "start.safetensors"
