@@ -116,16 +116,7 @@ class _Patches:
         # The table's own word is not enough: every row must be what the split says of its image.
         seen = self.table.select(["entry_id", "patient", "side"]).group_by(["entry_id", "patient", "side"])
         for row in seen.aggregate([]).to_pylist():
-            self._check(split, row["entry_id"], row["patient"], Side(row["side"]))
-
-    @staticmethod
-    def _check(split: SealedSplit, entry_id: str, patient: str, side: Side) -> None:
-        member = split.by_entry.get(entry_id)
-        if member is None or (member.patient, member.side) != (patient, side):
-            raise SealedSplitError(
-                f"a patch of image {entry_id} says it is of {patient} for {side}, which is not what the "
-                "split says; run hnscc-qp patches with --force"
-            )
+            split.check(row["entry_id"], row["patient"], row["side"], what="patch", step="patches")
 
     def on(self, side: Side) -> npt.NDArray[np.intp]:
         """Patches of a side of the split, in order."""

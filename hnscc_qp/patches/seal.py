@@ -68,3 +68,23 @@ class SealedSplit:
                     f"image {entry_id} belongs to {member.patient}, a test patient: it can't be trained on; "
                     "use an image of the development set"
                 )
+
+    def check(self, entry_id: str, patient: str, side: str, *, what: str, step: str) -> None:
+        """See that something cut from an image says of it what the split says.
+
+        Args:
+            entry_id: of the image.
+            patient: whose it says it is.
+            side: what it says it is for.
+            what: `patch` or `tile`, for the message.
+            step: the command that cuts it anew.
+
+        Raises:
+            SealedSplitError: it does not.
+        """
+        member = self.by_entry.get(entry_id)
+        if member is None or (member.patient, member.side) != (patient, side):
+            raise SealedSplitError(
+                f"a {what} of image {entry_id} says it is of {patient} for {side}, which is not what the "
+                f"split says; run hnscc-qp {step} with --force"
+            )

@@ -102,12 +102,7 @@ class _Tiles:
         for entry_id, patient, side in sorted(
             set(zip(self.slide.tolist(), self.patient.tolist(), self.side.tolist(), strict=True))
         ):
-            member = split.by_entry.get(entry_id)
-            if member is None or (member.patient, member.side.value) != (patient, side):
-                raise SealedSplitError(
-                    f"a tile of image {entry_id} says it is of {patient} for {side}, which is not what the "
-                    "split says; run hnscc-qp tiles with --force"
-                )
+            split.check(entry_id, patient, side, what="tile", step="tiles")
 
     def __len__(self) -> int:
         return len(self.table)

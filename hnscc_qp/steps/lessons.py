@@ -126,9 +126,9 @@ def _window_lesson(context: Context, windows: _Windows, *, tested: bool) -> Less
 
         idx = windows.on(Side.VALIDATION)
         found = {str(Side.VALIDATION): of(windows.pixels[idx], windows.labels[idx], windows.patients[idx])}
-        if tested and len(held_out := _test_patches(context)[0]):
-            # Opened for the figures alone, once training is over.
-            found[str(Side.TEST)] = of(held_out, *_test_patches(context)[1:])
+        # Opened for the figures alone, once training is over.
+        if tested and len((held_out := _test_patches(context))[0]):
+            found[str(Side.TEST)] = of(*held_out)
         return found
 
     patients = {str(side): len(set(windows.patients[windows.on(side)])) for side in _DEVELOPMENT}
