@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -18,6 +17,8 @@ import typer
 
 from hnscc_qp import RESEARCH_USE_ONLY, __version__
 from hnscc_qp.cli import render
+from hnscc_qp.cli.options import Force, Json, StudyArg, Weights
+from hnscc_qp.cli.running import exit_with, make_context, run_step
 from hnscc_qp.errors import ExitCode, HnsccQpError, StudyError
 
 if TYPE_CHECKING:
@@ -32,18 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-StudyArg = Annotated[Path, typer.Argument(metavar="STUDY", help="study.toml, or the folder that holds it")]
-Json = Annotated[bool, typer.Option("--json", help="print the manifest as JSON and nothing else")]
-Force = Annotated[bool, typer.Option("--force", help="do it again although it is done")]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="pretrained weights (safetensors), a folder with a file for each network, or 'none' to train "
-        "from scratch",
-    ),
-]
 
 
 class Stage(StrEnum):
@@ -125,7 +114,7 @@ def demo(
     from hnscc_qp.demo import draw_cohort
 
     study_file = draw_cohort(out, seed=seed, progress=render.make_progress(quiet=as_json))
-    _run(_context(study_file, as_json=as_json), as_json=as_json)
+    _run(make_context(study_file, as_json=as_json), as_json=as_json)
 
 
 @app.command()
@@ -144,7 +133,7 @@ def doctor(
     if not as_json:
         print_installation(installed)
     if study is not None:
-        found |= check_study(_context(study, as_json=as_json))
+        found |= check_study(make_context(study, as_json=as_json))
         if not as_json:
             print_image_checks(found)
     if as_json:
@@ -192,7 +181,7 @@ def new(
         from hnscc_qp.cli.summary import print_new
 
         print_new(made)
-    _exit(made)
+    exit_with(made)
 
 
 @app.command()
@@ -217,7 +206,7 @@ def objects(
         from hnscc_qp.cli.summary import print_objects
 
         print_objects(manifest)
-    _exit(manifest)
+    exit_with(manifest)
 
 
 @app.command()
@@ -236,13 +225,13 @@ def patches(
     """Cut labelled 40×40 px patches at 1.0 µm/px."""
     from hnscc_qp.steps.patches import make_patches
 
-    context = _context(study, as_json=as_json, force=force)
+    context = make_context(study, as_json=as_json, force=force)
     if workers is not None:
         context = replace(context, study=context.study.model_copy(update={"workers": workers}))
     if check:
         _check_labels(context, as_json=as_json)
         return
-    _step(context, make_patches, as_json=as_json)
+    run_step(context, make_patches, as_json=as_json)
 
 
 @app.command()
@@ -250,7 +239,7 @@ def tiles(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
     """Cut tiles with the label of every window in them, for the dense recipe."""
     from hnscc_qp.steps.tiles import make_tiles
 
-    _step(_context(study, as_json=as_json, force=force), make_tiles, as_json=as_json)
+    run_step(make_context(study, as_json=as_json, force=force), make_tiles, as_json=as_json)
 
 
 @app.command()
@@ -277,14 +266,16 @@ def train(
     from hnscc_qp.steps.networks import train_networks
     from hnscc_qp.steps.train import train_primary, train_secondary
 
-    context = replace(_context(study, as_json=as_json, force=force, weights=weights), max_minutes=max_minutes)
+    context = replace(
+        make_context(study, as_json=as_json, force=force, weights=weights), max_minutes=max_minutes
+    )
     if all_networks:
         if stage is Stage.SECONDARY:
             raise StudyError("--all-networks chooses the primary; leave --stage secondary out")
-        _step(context, train_networks, as_json=as_json)
+        run_step(context, train_networks, as_json=as_json)
         return
     step = train_primary if stage is Stage.PRIMARY else train_secondary
-    _step(context, step, as_json=as_json)
+    run_step(context, step, as_json=as_json)
 
 
 @app.command()
@@ -292,7 +283,7 @@ def mine(study: StudyArg, force: Force = False, as_json: Json = False) -> None:
     """Collect the primary's false positives on negative slides."""
     from hnscc_qp.steps.mine import mine_negatives
 
-    _step(_context(study, as_json=as_json, force=force), mine_negatives, as_json=as_json)
+    run_step(make_context(study, as_json=as_json, force=force), mine_negatives, as_json=as_json)
 
 
 @app.command()
@@ -320,7 +311,7 @@ def score(
     """Score whole slides: votes of 16 windows per 10 µm block."""
     from hnscc_qp.steps.score import score_images
 
-    context = _context(study, as_json=as_json, force=force)
+    context = make_context(study, as_json=as_json, force=force)
     changes: dict[str, Any] = {}
     if mode is not None:
         changes["mode"] = mode.value
@@ -334,7 +325,7 @@ def score(
         changes["exact"] = True
     scored_so = context.study.scoring.model_copy(update=changes)
     context = replace(context, study=context.study.model_copy(update={"scoring": scored_so}))
-    _step(context, partial(score_images, only=tuple(image or ()), scheduler=scheduler), as_json=as_json)
+    run_step(context, partial(score_images, only=tuple(image or ()), scheduler=scheduler), as_json=as_json)
 
 
 @app.command()
@@ -342,7 +333,7 @@ def calibrate(study: StudyArg, force: Force = False, as_json: Json = False) -> N
     """Choose the threshold, and call every slide."""
     from hnscc_qp.steps.calibrate import calibrate_study
 
-    _step(_context(study, as_json=as_json, force=force), calibrate_study, as_json=as_json)
+    run_step(make_context(study, as_json=as_json, force=force), calibrate_study, as_json=as_json)
 
 
 @app.command()
@@ -350,7 +341,7 @@ def regions(study: StudyArg, force: Force = False, as_json: Json = False) -> Non
     """Turn score maps into polygons, a table and pictures."""
     from hnscc_qp.steps.regions import draw_regions
 
-    _step(_context(study, as_json=as_json, force=force), draw_regions, as_json=as_json)
+    run_step(make_context(study, as_json=as_json, force=force), draw_regions, as_json=as_json)
 
 
 @app.command()
@@ -363,7 +354,7 @@ def push(
     """Hand the detections to the QuPath project, for review."""
     from hnscc_qp.steps.push import plan_push, push_detections, undo_push
 
-    context = _context(study, as_json=as_json)
+    context = make_context(study, as_json=as_json)
     if undo:
         images = undo_push(context)
         if as_json:
@@ -371,32 +362,13 @@ def push(
         else:
             render.print_line(f"as before the last push: {', '.join(images)}")
         return
-    _step(context, plan_push if dry_run else push_detections, as_json=as_json)
+    run_step(context, plan_push if dry_run else push_detections, as_json=as_json)
 
 
 @app.command()
 def run(study: StudyArg, weights: Weights = None, as_json: Json = False) -> None:
     """Do every step that is not done yet."""
-    _run(_context(study, as_json=as_json, weights=weights), as_json=as_json)
-
-
-def _context(study: Path, *, as_json: bool, force: bool = False, weights: str | None = None) -> Context:
-    from hnscc_qp.steps.context import Context
-    from hnscc_qp.study import load_study
-
-    progress = render.make_progress(quiet=as_json)
-    return Context(load_study(study, weights=weights), progress=progress, force=force)
-
-
-def _step(context: Context, step: Callable[[Context], dict[str, Any]], *, as_json: bool) -> None:
-    manifest = step(context)
-    if as_json:
-        render.print_json(manifest)
-    else:
-        from hnscc_qp.cli.summary import print_summary
-
-        print_summary([manifest], generation=context.generation.path)
-    _exit(manifest)
+    _run(make_context(study, as_json=as_json, weights=weights), as_json=as_json)
 
 
 def _check_labels(context: Context, *, as_json: bool) -> None:
@@ -411,7 +383,7 @@ def _check_labels(context: Context, *, as_json: bool) -> None:
     refused = len(manifest["failed"])
     if refused and refused >= manifest["counts"]["images"]:
         raise typer.Exit(ExitCode.NOTHING_USABLE)
-    _exit(manifest)
+    exit_with(manifest)
 
 
 def _run(context: Context, *, as_json: bool) -> None:
@@ -424,9 +396,4 @@ def _run(context: Context, *, as_json: bool) -> None:
     else:
         print_summary(manifests, generation=context.generation.path)
         print_what_to_open(context)
-    _exit(*manifests)
-
-
-def _exit(*manifests: dict[str, Any]) -> None:
-    if any(manifest["failed"] for manifest in manifests):
-        raise typer.Exit(ExitCode.SOME_IMAGES_FAILED)
+    exit_with(*manifests)

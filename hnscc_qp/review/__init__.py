@@ -1,0 +1,1 @@
+"""What people said of the results: comparison with manual review, and verdicts to learn from."""
