@@ -112,6 +112,10 @@ class ClusterError(HnsccQpError, RuntimeError):
     """The cluster can't be reached, went away, or its machines don't have what the work needs."""
 
 
+class ReviewLogError(HnsccQpError, ValueError):
+    """The log of verdicts was changed, cut short, or can't be read."""
+
+
 class StepError(HnsccQpError, RuntimeError):
     """A step can't start because an earlier one is not done."""
 

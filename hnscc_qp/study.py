@@ -283,6 +283,17 @@ class Calibration(_Settings):
     """Wanted on the development set where no threshold separates it perfectly."""
 
 
+class Review(_Settings):
+    """What is learnt from verdicts, and what is shown for review next; the paper had neither."""
+
+    accepted_trust: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """What an accepted region counts beside one drawn by hand: 0.5 uses half of its windows, 0 none."""
+    deleted: Literal["ignored", "rejected"] = "ignored"
+    """What a deleted detection is: nothing certain, and so shown to no network; or rejected."""
+    learn_cut_off: bool = True
+    """Whether what was cut off a detection when it was redrawn is a hard negative."""
+
+
 class Study(_Settings):
     """One study, as its file says. Paths are absolute."""
 
@@ -309,6 +320,7 @@ class Study(_Settings):
     mining: Mining = Mining()
     scoring: Scoring = Scoring()
     calibration: Calibration = Calibration()
+    review: Review = Review()
 
     @property
     def root(self) -> Path:
