@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from hnscc_qp.errors import CheckpointError, StudyError
-from hnscc_qp.files import atomic_path, sha256_file, write_json, write_text
+from hnscc_qp.files import atomic_path, sha256_file, storing, write_json, write_text
 from hnscc_qp.generation import versions
 from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.modelcard import FORMAT_VERSION, PRIMARY, SECONDARY, ModelCard, Recipe, Stage
@@ -42,6 +42,7 @@ __all__ = [
     "load_card",
     "load_model",
     "save_model",
+    "write_tensors",
 ]
 
 Classifier = WindowClassifier | DenseClassifier
@@ -84,11 +85,12 @@ def save_model(
         temperature: see `training.probabilities`.
         temperature_reason: where it comes from.
         stain: how the slides were normalised, if they were.
+
+    Raises:
+        StorageError: it can't be written.
     """
     path = folder / WEIGHTS_FILE
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
-    with atomic_path(path) as partial:
-        safetensors.torch.save_file(tensors, partial)
+    write_tensors(path, classifier.state_dict())
     mean, std = normalisation_of(classifier.network_name)
     card = ModelCard(
         stage=stage,
@@ -113,9 +115,32 @@ def save_model(
         seconds=round(seconds, 2),
         versions=versions(),
     )
-    write_text(folder / MARKDOWN_FILE, card.as_markdown())
-    write_json(folder / CARD_FILE, card.model_dump(mode="json"))
+    with storing(folder / CARD_FILE):
+        write_text(folder / MARKDOWN_FILE, card.as_markdown())
+        write_json(folder / CARD_FILE, card.model_dump(mode="json"))
     return card
+
+
+def write_tensors(
+    final: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file in place of the one before, which stays whole until the new one is.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    # A copy each: safetensors refuses tensors that share memory.
+    held = {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}
+    with storing(final), atomic_path(final) as partial:
+        try:
+            safetensors.torch.save_file(held, partial, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # its own name for whatever the system says
+            raise OSError(_reason(error)) from error
+
+
+def _reason(error: SafetensorError) -> str:
+    """What the system said, of safetensors' `I/O error: File too large (os error 27)`."""
+    return str(error).rpartition("I/O error: ")[2]
 
 
 def load_model(

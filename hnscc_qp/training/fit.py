@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 from torch import Tensor, nn
 
-from hnscc_qp.errors import CheckpointError, TrainingError
+from hnscc_qp.errors import CheckpointError, StorageError, TrainingError
 from hnscc_qp.models.checkpoint import Classifier, Stage
 from hnscc_qp.models.networks import has_folded_batch_norms, unfold_batch_norms
 from hnscc_qp.progress import SILENT, Progress, Task
 from hnscc_qp.study import Training
-from hnscc_qp.training.compute import deterministic, make_fabric
+from hnscc_qp.training.compute import deterministic, held_memory, make_fabric
 from hnscc_qp.training.course import Course
 from hnscc_qp.training.evaluate import evaluate
 from hnscc_qp.training.history import Epoch, FitResult, TensorBoard, write_log
@@ -80,7 +80,11 @@ def fit(
     """
     # Dropout draws from torch's own generators; they are given back as they were.
     cuda = [device] if device.type == "cuda" else []
-    with deterministic(settings.deterministic), torch.random.fork_rng(devices=cuda):
+    with (
+        held_memory(device),
+        deterministic(settings.deterministic),
+        torch.random.fork_rng(devices=cuda),
+    ):
         run = _Run(
             classifier,
             material,
@@ -128,6 +132,8 @@ class _Run:
         self.network, self.optimizer = self.fabric.setup(classifier, self.course.optimizer)
         self.board = TensorBoard(keeping.folder if keeping and self.rank == 0 else None)
         self.pending: list[Tensor] = []
+        self.unkept = False
+        """Whether the last checkpoint could not be written."""
         self.started = self.saved = time.monotonic()
         self.before = self.position.seconds
         self.deadline = math.inf
@@ -316,9 +322,12 @@ class _Run:
         if self.position.best < 0 or epoch.validation_loss < history[self.position.best].validation_loss:
             self.position.best = len(history) - 1
             self.best = {name: one.clone() for name, one in judged.state_dict().items()}
-        self.board.add(epoch)
-        if self.keeping and self.rank == 0:
-            write_log(self.keeping.folder, history)
+        try:
+            if self.keeping and self.rank == 0:
+                write_log(self.keeping.folder, history)
+            self.board.add(epoch)
+        except StorageError as error:
+            self._go_on_without(error)
         task.advance(0, note=self._pace(began, batches))
 
     def _judge(self, logits: NDArray[np.float32], rate: float) -> Epoch:
@@ -350,16 +359,31 @@ class _Run:
         self.saved = time.monotonic()
         if self.keeping is None or self.rank:
             return
-        save_state(
-            self.keeping.state_file,
-            key=self.keeping.key,
-            network=self._described(),
-            position=replace(self.position, seconds=self._seconds()),
-            classifier=self.classifier,
-            optimizer=self.course.optimizer,
-            best=self.best,
-            average=self.average,
-        )
+        try:
+            save_state(
+                self.keeping.state_file,
+                key=self.keeping.key,
+                network=self._described(),
+                position=replace(self.position, seconds=self._seconds()),
+                classifier=self.classifier,
+                optimizer=self.course.optimizer,
+                best=self.best,
+                average=self.average,
+            )
+        except StorageError as error:
+            self._go_on_without(error)
+        else:
+            self.unkept = False
+
+    def _go_on_without(self, error: StorageError) -> None:
+        """A full disk is no reason to stop: room may come before the end, and the checkpoint before stays."""
+        if not self.unkept:
+            fact = str(error).partition(";")[0]
+            self.progress.warn(
+                f"{fact}; make room: training goes on and tries again"
+                f"{self._kept() or ', nothing is kept yet'}"
+            )
+        self.unkept = True
 
     def _described(self) -> str:
         return f"{self.classifier.network_name} ({self.classifier.recipe}, {self.classifier.input_px} px)"

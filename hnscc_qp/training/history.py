@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hnscc_qp.files import atomic_path
+from hnscc_qp.files import atomic_path, storing
 
 LOG_FILE = "log.csv"
 TENSORBOARD_FOLDER = "tensorboard"
+_ROOM_BYTES = 2**20
+"""Free on the disk, for a line of TensorBoard's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,17 @@ class FitResult:
 
 
 def write_log(folder: Path, history: Sequence[Epoch]) -> None:
-    """Write `log.csv`, a line per epoch."""
-    with atomic_path(folder / LOG_FILE) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+    """Write `log.csv`, a line per epoch.
+
+    Raises:
+        StorageError: it can't be written; the one before stays.
+    """
+    path = folder / LOG_FILE
+    with (
+        storing(path),
+        atomic_path(path) as partial,
+        partial.open("w", newline="", encoding="utf-8") as stream,
+    ):
         writer = csv.DictWriter(stream, [field.name for field in fields(Epoch)])
         writer.writeheader()
         writer.writerows(asdict(epoch) for epoch in history)
@@ -70,14 +85,26 @@ class TensorBoard:
     def __init__(self, folder: Path | None) -> None:
         """Log below `folder`."""
         self._writer: Any = None
+        self._folder = folder
         if folder is not None and find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+            # One that does not fit what else is installed is as good as none; a folder that can't be
+            # written to is told of by whoever writes the checkpoint there.
+            with suppress(ImportError, OSError):
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
-            self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
+                self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
 
     def add(self, epoch: Epoch) -> None:
-        """Log an epoch."""
-        if self._writer is not None:
+        """Log an epoch.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        if self._writer is None or self._folder is None:
+            return
+        with storing(self._folder / TENSORBOARD_FOLDER):
+            if shutil.disk_usage(self._folder).free < _ROOM_BYTES:  # its thread would die of it, loudly
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, value in asdict(epoch).items():
                 if name not in ("number", "iterations"):
                     self._writer.add_scalar(name, value, epoch.iterations)
@@ -86,4 +113,5 @@ class TensorBoard:
     def close(self) -> None:
         """End the log."""
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # all epochs were flushed
+                self._writer.close()

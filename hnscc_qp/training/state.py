@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hnscc_qp.errors import CheckpointError
-from hnscc_qp.files import atomic_path
+from hnscc_qp.models.checkpoint import write_tensors
 from hnscc_qp.models.networks import find_misfit
 from hnscc_qp.training.history import Epoch
 
@@ -80,6 +80,9 @@ def save_state(
         optimizer: of the classifier's parameters.
         best: weights of the best epoch.
         average: running average of the weights.
+
+    Raises:
+        StorageError: it can't be written; the one before stays.
     """
     tensors: dict[str, Tensor] = {}
     for prefix, some in (
@@ -88,15 +91,9 @@ def save_state(
         ("average", average),
         ("optimizer", _optimizer_tensors(optimizer)),
     ):
-        # A copy each: safetensors refuses tensors that share memory.
-        tensors |= {f"{prefix}.{name}": one.detach().cpu().clone() for name, one in some.items()}
+        tensors |= {f"{prefix}.{name}": one for name, one in some.items()}
     header = {"format": _FORMAT, "key": key, "network": network, "position": asdict(position)}
-    with atomic_path(path) as partial:
-        safetensors.torch.save_file(
-            {name: one.contiguous() for name, one in tensors.items()},
-            partial,
-            metadata={"training": json.dumps(header)},
-        )
+    write_tensors(path, tensors, metadata={"training": json.dumps(header)})
 
 
 def load_state(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,18 @@ def judged(result: FitResult) -> list[tuple[Any, ...]]:
 def same(one: nn.Module, other: nn.Module) -> bool:
     wanted, found = one.state_dict(), other.state_dict()
     return all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Limits how large a file may get, in bytes, as a full disk does; 0 lifts the limit again."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size or before, hard))
+
+    yield limit
+    limit(0)
 
 
 def test_killed_training_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
@@ -218,3 +232,43 @@ def test_two_processes_come_to_the_figures_of_one(tmp_path: Path) -> None:
         assert other["validation_loss"] == pytest.approx(epoch.validation_loss, abs=0.1)
         assert other["training_loss"] == pytest.approx(epoch.training_loss, abs=0.15)
     assert (shared / STATE_FILE).exists() and (shared / "log.csv").exists()
+
+
+def test_full_disk_is_said_once_and_training_goes_on_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_size_limit: Callable[[int], None]
+) -> None:
+    whole, expected = trainer.train(tmp_path / "whole", "window")
+    learn, steps = module._Run._learn, 0
+
+    def fill(run: Any, batch: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            file_size_limit(100_000)
+        return learn(run, batch)
+
+    monkeypatch.setattr(module._Run, "_learn", fill)
+    recorder = Recorder()
+    kept_on, result = trainer.train(tmp_path / "full", "window", progress=recorder)
+    assert judged(result) == judged(expected) and same(kept_on, whole)
+    (warning,) = recorder.warnings
+    assert "training.safetensors can't be written (File too large" in warning
+    assert "make room: training goes on and tries again; the state before it is kept in" in warning
+    file_size_limit(0)
+    assert batches_done(tmp_path / "full" / STATE_FILE) == 7
+    assert [path.name for path in (tmp_path / "full").iterdir() if path.name.startswith(".partial")] == []
+    again, rest = trainer.train(tmp_path / "full", "window")
+    assert judged(rest) == judged(expected) and same(again, whole)
+
+
+def test_tensorboard_reads_what_training_logged(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, result = trainer.train(tmp_path, "window")
+    log = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    assert set(log.Tags()["scalars"]) >= {"training_loss", "validation_auc", "learning_rate", "seconds"}
+    for name in ("training_loss", "validation_auc"):
+        seen = [(event.step, event.value) for event in log.Scalars(name)]
+        assert seen == [
+            (epoch.iterations, pytest.approx(getattr(epoch, name), rel=1e-6)) for epoch in result.history
+        ]

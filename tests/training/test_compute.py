@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import platform
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from hnscc_qp.training.compute import held_memory
+
+BLOCK_BYTES, TIMES = 64 * 2**20, 4
+
+
+def pages_cleared() -> int:
+    """How many pages the system had to make for large blocks that come and go."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(TIMES):
+        torch.empty(BLOCK_BYTES, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is spoken to")
+def test_freed_memory_is_used_again_during_training_and_given_back_after_it() -> None:
+    pages = BLOCK_BYTES // resource.getpagesize()
+    with held_memory(torch.device("cpu")):
+        assert pages_cleared() < 1.5 * pages  # once, not each time
+        held = resident_pages()
+    assert resident_pages() < held - pages / 2
+    assert pages_cleared() > (TIMES - 1) * pages
+
+
+def test_memory_is_left_alone_on_a_gpu() -> None:
+    pages = BLOCK_BYTES // resource.getpagesize()
+    with held_memory(torch.device("cuda")):
+        assert pages_cleared() > (TIMES - 1) * pages
