@@ -3,15 +3,20 @@
 A step is done when its `manifest.json` is there and its key is what the same step would have
 now: the key covers the step's settings and the keys of what it read. So a changed setting makes
 its step, and all that came of it, stale.
+
+`generation.json` in a generation's folder says what it descends from and why it was begun. `current`
+beside the generations names the one in use; a candidate is built beside it and is not in use before it
+is promoted.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,28 @@ from hnscc_qp.files import sha256_json, write_json, write_text
 from hnscc_qp.study import Study
 
 MANIFEST = "manifest.json"
+RECORD = "generation.json"
 _REPORTED_PACKAGES = ("numpy", "torch", "torchvision", "shapely", "openslide-python", "openslide-bin")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """What `generation.json` says: where a generation comes from."""
+
+    parent: str | None
+    """The generation whose review led to this one; None for a study's first."""
+    why: str
+    """For people, in one line."""
+    begun: str
+    """UTC, as 2026-01-31T12:00:00Z."""
+    by: str | None = None
+    """Who asked for it."""
+    fine_tuned: bool = False
+    """Its models start from the parent's; if not, as the study's `training.weights` says."""
+    log_head: str | None = None
+    """Hash of the last verdict that it may learn from; None if there was none."""
+    verdicts: int = 0
+    """Entries of the verdict log up to there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +65,34 @@ class Generation:
     def step(self, name: str) -> Path:
         """The folder of a step."""
         return self.path / name
+
+    @property
+    def record(self) -> GenerationRecord | None:
+        """Where it comes from; None for a first generation that older versions of this program began.
+
+        Raises:
+            StepError: `generation.json` is damaged.
+        """
+        path = self.path / RECORD
+        try:
+            return GenerationRecord(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise StepError(
+                f"{path} is damaged, so nobody can say what generation {self.name} descends from; restore "
+                f"it, or delete {self.path} if the generation is not in use"
+            ) from error
+
+    def write_record(self, record: GenerationRecord) -> None:
+        """Write `generation.json`."""
+        write_json(self.path / RECORD, asdict(record))
+
+    @property
+    def parent(self) -> Generation | None:
+        """The generation that it descends from."""
+        record = self.record
+        return Generation(self.path.with_name(record.parent)) if record and record.parent else None
 
     def manifest(self, step: str) -> dict[str, Any] | None:
         """What a finished step wrote of itself; None if it is not done."""
@@ -68,7 +122,7 @@ def current_generation(study: Study, *, create: bool = False) -> Generation:
     Raises:
         StepError: there is none and `create` is false.
     """
-    root = study.root / "generations"
+    root = generations_folder(study)
     pointer = root / "current"
     try:
         name = pointer.read_text(encoding="utf-8").strip()
@@ -76,11 +130,38 @@ def current_generation(study: Study, *, create: bool = False) -> Generation:
         if not create:
             raise StepError(f"{study.name} has no generation yet; run: hnscc-qp run {study.path}") from None
         name = "001"
-        (root / name).mkdir(parents=True, exist_ok=True)
-        write_text(pointer, name + "\n")
+        first = Generation(root / name)
+        first.path.mkdir(parents=True, exist_ok=True)
+        if first.record is None:
+            first.write_record(GenerationRecord(None, "the study's first generation", utc_now()))
+        set_current(study, first)
     if not (root / name).is_dir():
         raise StepError(f"{pointer} names generation {name}, which is not there; correct or delete {pointer}")
     return Generation(root / name)
+
+
+def generations_folder(study: Study) -> Path:
+    """Where a study's generations lie."""
+    return study.root / "generations"
+
+
+def all_generations(study: Study) -> list[Generation]:
+    """Every generation of a study, the oldest first, whether in use or not."""
+    root = generations_folder(study)
+    if not root.is_dir():
+        return []
+    names = [path.name for path in root.iterdir() if path.is_dir() and re.fullmatch(r"[0-9]{3,}", path.name)]
+    return [Generation(root / name) for name in sorted(names, key=int)]
+
+
+def set_current(study: Study, generation: Generation) -> None:
+    """Let `generations/current` name a generation: from then on it is the one in use."""
+    write_text(generations_folder(study) / "current", generation.name + "\n")
+
+
+def utc_now() -> str:
+    """Now, as 2026-01-31T12:00:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def step_key(step: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -121,7 +202,7 @@ def make_manifest(
         "failed": dict(failed or {}),
         "notes": list(notes),
         "seconds": round(time.time() - started, 2),
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "written": utc_now(),
         "versions": versions(),
     }
 

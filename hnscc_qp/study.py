@@ -252,6 +252,9 @@ class Mining(_Settings):
     stride_px: Annotated[int, Field(gt=0, multiple_of=10, le=40)] = 20
     min_distance_px: Annotated[int, Field(ge=0)] = 0
     """Of false positives nearer to each other than this, the surest is kept; 0, the paper's, keeps all."""
+    positive_slides: Literal["retrain", "always", "never"] = "retrain"
+    """Whether the nontumor tissue of positive slides is mined too: in generations that `retrain` makes,
+    always, or never (the paper)."""
     min_false_positives: Annotated[int, Field(ge=2)] = 64
     """With fewer, no secondary is trained and the cascade is the primary alone."""
 
@@ -294,6 +297,31 @@ class Review(_Settings):
     """Whether what was cut off a detection when it was redrawn is a hard negative."""
 
 
+class Retraining(_Settings):
+    """How `retrain` makes a generation from the one in use; the paper made one only. docs/generations.md."""
+
+    fine_tune: bool = True
+    """Start from the weights in use; if not, or with `--from-scratch`, as the first generation started."""
+    epochs: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the recipe's epochs that fine-tuning takes."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Factor on the recipe's learning rate in fine-tuning."""
+
+
+class Promotion(_Settings):
+    """When a candidate comes into use: no slide sensitivity lost, and `figure` better beyond its interval."""
+
+    figure: Literal["dice", "froc", "specificity", "sensitivity"] = "dice"
+    side: Literal["test", "validation"] = "test"
+    """Whose slides decide. Each decision by the test set wears it out a little; `validation` spares it, but
+    has chosen epochs and threshold, too."""
+    min_patients: Annotated[int, Field(ge=2)] = 6
+    """Fewer can't decide: even if all are better, chance alone does that in 2 · 0.5⁵ = 6 % of cases."""
+    resamples: Annotated[int, Field(ge=100)] = 2_000
+    """Bootstrap samples of patients."""
+    seed: int = 1
+
+
 class Study(_Settings):
     """One study, as its file says. Paths are absolute."""
 
@@ -321,6 +349,8 @@ class Study(_Settings):
     scoring: Scoring = Scoring()
     calibration: Calibration = Calibration()
     review: Review = Review()
+    retraining: Retraining = Retraining()
+    promotion: Promotion = Promotion()
 
     @property
     def root(self) -> Path:

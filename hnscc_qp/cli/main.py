@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hnscc_qp import RESEARCH_USE_ONLY, __version__
-from hnscc_qp.cli import render
+from hnscc_qp.cli import generations, render
 from hnscc_qp.cli.options import Force, Json, StudyArg, Weights
 from hnscc_qp.cli.running import exit_with, make_context, run_step
 from hnscc_qp.errors import ExitCode, HnsccQpError, StudyError
@@ -33,6 +33,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+generations.add_commands(app)
 
 
 class Stage(StrEnum):

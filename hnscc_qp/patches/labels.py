@@ -8,7 +8,7 @@ study sees it otherwise it says so under `[patches]`; docs/labels.md tells the r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -39,6 +39,7 @@ TUMOR_NOT_DRAWN = "tumor not drawn"
 TUMOR_NOT_OUTLINED = "tumor not outlined"
 LITTLE_TUMOR = "too little tumor"
 OUTSIDE_REGION = "outside annotated region"
+DOUBTED = "in doubt after review"
 
 REASONS = (
     UNDER_ANNOTATION,
@@ -50,6 +51,7 @@ REASONS = (
     TUMOR_NOT_OUTLINED,
     LITTLE_TUMOR,
     OUTSIDE_REGION,
+    DOUBTED,
 )
 """Every rule by its word; a window's `reason` is one of them."""
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
@@ -63,6 +65,11 @@ class Reasons(Sequence[str]):
 
     codes: npt.NDArray[np.uint8]
     """(windows,)"""
+
+    @staticmethod
+    def code(reason: str) -> int:
+        """The number that stands for a rule's word."""
+        return _CODE[reason]
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -122,6 +129,12 @@ class WindowLabels:
     """Annotations with a meaning that outline nothing, each in one line."""
     repaired: tuple[str, ...] = ()
     """Annotations whose outline had to be repaired, each in one line."""
+
+    def doubted(self, windows: npt.NDArray[np.bool_]) -> WindowLabels:
+        """The same labels, with some windows, (windows,) bool, ignored as review left them in doubt."""
+        label, codes = self.label.copy(), self.reason.codes.copy()
+        label[windows], codes[windows] = Label.IGNORED, _CODE[DOUBTED]
+        return replace(self, label=label, reason=Reasons(codes))
 
     def count(self, label: Label) -> int:
         """How many windows have the label."""

@@ -56,7 +56,7 @@ def read_cohort(context: Context) -> ReadCohort:
     read, failed = context.each_image(context.project.images, context.objects, doing="reading objects")
     check_classes(context, read.values(), complete=not failed)
     cases, notes = _cases(context, read)
-    frozen = read_frozen(_sides_file(context))
+    frozen = read_frozen(sides_file(context))
     sides = sides_of(context, cases.values())
     notes += _say_date(context, cases)
     images = tuple(
@@ -81,7 +81,7 @@ def sides_of(context: Context, cases: Iterable[ImageCase]) -> dict[str, Side]:
     Raises:
         CohortError: the split can't be made as the study asks.
     """
-    frozen = read_frozen(_sides_file(context))
+    frozen = read_frozen(sides_file(context))
     return split_patients(
         cases,
         context.study.split,
@@ -105,7 +105,7 @@ def freeze_cohort(context: Context, images: tuple[CohortImage, ...]) -> None:
     Raises:
         SealedSplitError: one of them has the other side already.
     """
-    path = _sides_file(context)
+    path = sides_file(context)
     frozen = read_frozen(path)
     seats = [_seat(image) for image in images]
     if frozen:
@@ -113,7 +113,8 @@ def freeze_cohort(context: Context, images: tuple[CohortImage, ...]) -> None:
     freeze_sides(path, frozen, seats, split_settings(context))
 
 
-def _sides_file(context: Context) -> Path:
+def sides_file(context: Context) -> Path:
+    """Where the sides of a study's patients are kept for good."""
     return context.study.root / "generations" / SIDES_FILE
 
 

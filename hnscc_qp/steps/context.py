@@ -21,6 +21,7 @@ from hnscc_qp.progress import Progress
 from hnscc_qp.qupath.geojson import sidecar_name
 from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import ImageEntry, Project, open_project
+from hnscc_qp.review.verdicts import ImageLessons
 from hnscc_qp.slides.reader import Slide, open_slide
 from hnscc_qp.slides.stain import (
     NormalisedSlide,
@@ -31,6 +32,9 @@ from hnscc_qp.slides.stain import (
     stain_target,
     write_fit,
 )
+from hnscc_qp.steps.lessonfile import STEP as LESSONS
+from hnscc_qp.steps.lessonfile import image_lessons_as_json, read_lessons
+from hnscc_qp.steps.reviewed import learnt_annotations
 from hnscc_qp.study import Study, Truth
 
 Manifest = dict[str, Any]
@@ -47,6 +51,8 @@ class Context:
     """Do a step again although it is done."""
     max_minutes: float | None = None
     """Stop a training after so long."""
+    at: Generation | None = None
+    """Work in this generation, in use or not, and not in the one that is in use."""
 
     @property
     def workers(self) -> int:
@@ -60,8 +66,8 @@ class Context:
 
     @cached_property
     def generation(self) -> Generation:
-        """The current generation; the first is made when a step needs it."""
-        return current_generation(self.study, create=True)
+        """The one to work in: that in use, if none is named; the first is made when a step needs it."""
+        return self.at or current_generation(self.study, create=True)
 
     def finished(self, step: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest | None:
         """The manifest of `step` if it was done with just these settings and inputs, for every image."""
@@ -109,8 +115,14 @@ class Context:
                 self.progress.warn(f"{image.name} keeps its own stain: {fit.fallback}")
         return fit
 
+    @cached_property
+    def lessons(self) -> dict[str, ImageLessons]:
+        """By entry id what review taught this generation; nothing in a first one."""
+        return read_lessons(self.generation.step(LESSONS))
+
     def objects(self, image: ImageEntry) -> tuple[PathObject, ...]:
-        """The image's annotations from all sources that the study names; top-level, in QuPath px.
+        """The image's annotations from all sources that the study names, and what this generation learnt of
+        it in review; top-level, in QuPath px.
 
         Raises:
             ObjectDataError: the project's are damaged.
@@ -125,17 +137,19 @@ class Context:
             for note in read.notes:
                 self.progress.warn(f"{image.name}: {note}")
             objects += read.objects
-        return objects
+        return objects + learnt_annotations(self.lessons.get(image.entry_id), self.study.classes)
 
     def fingerprint(self, image: ImageEntry) -> str:
-        """Hash of all that decides the image's annotations: the project's state of it, and other sources.
+        """Hash of all that decides the image's annotations: the project's state of it, other sources, review.
 
         Raises:
             ObjectDataError, HnsccQpError: a file can't be read, or the slide is not found.
         """
         state = self.project.fingerprint(image)
         files = [] if self._is_qupath_alone else self._truth_files(image)
-        return fingerprint(files, state) if files else state
+        state = fingerprint(files, state) if files else state
+        taught = self.lessons.get(image.entry_id)
+        return sha256_json([state, image_lessons_as_json(taught)]) if taught else state
 
     @property
     def _is_qupath_alone(self) -> bool:

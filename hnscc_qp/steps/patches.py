@@ -42,6 +42,8 @@ from hnscc_qp.steps.cohort import (
     write_members,
 )
 from hnscc_qp.steps.context import Context, Manifest, placement
+from hnscc_qp.steps.frozentruth import freeze_truth
+from hnscc_qp.steps.reviewed import with_lessons
 
 STEP = "patches"
 _PARTS = "parts"
@@ -77,7 +79,7 @@ def make_patches(context: Context) -> Manifest:
     started = time.time()
     settings = context.study.settings("classes", "truth", "cohort", "patches")
     settings |= {"split": split_settings(context), "stain": context.stain}
-    inputs = {f"image {image.entry_id}": _state(context, image) for image in context.project.images}
+    inputs = {f"image {image.entry_id}": state_of(context, image) for image in context.project.images}
     if done := context.finished(STEP, settings, inputs):
         return done
     folder = context.generation.step(STEP)
@@ -109,6 +111,7 @@ def make_patches(context: Context) -> Manifest:
 
     cuts, cant_cut = context.each_image(entries, cut, doing="cutting patches", workers=context.workers)
     freeze_cohort(context, tuple(one.image for one in labelled.values()))
+    freeze_truth(context, cohort.images)
     write_members(folder, tuple(one.image for one in labelled.values()))
     split = read_members(folder)
     outputs = {COHORT_FILE: split.sha256}
@@ -132,7 +135,8 @@ def make_patches(context: Context) -> Manifest:
     return manifest
 
 
-def _state(context: Context, image: ImageEntry) -> str:
+def state_of(context: Context, image: ImageEntry) -> str:
+    """Hash of all that decides what an image gives, as the manifest has it among the inputs."""
     try:
         return context.fingerprint(image)
     except HnsccQpError:  # said, by name, when the objects are read
@@ -162,6 +166,7 @@ def _label(context: Context, image: CohortImage, key: str, file: Path) -> _Label
             positive=image.case.positive,
             settings=context.study.patches,
         )
+        windows = with_lessons(windows, context.lessons.get(image.entry.entry_id), grid)
         notes = tuple(_slide_notes(windows, tissue, unreadable))
         write_labels(file, windows, notes=notes)
     lines = windows.skipped + windows.repaired + notes

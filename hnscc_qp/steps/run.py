@@ -14,6 +14,7 @@ from hnscc_qp.steps.regions import draw_regions
 from hnscc_qp.steps.score import score_images
 from hnscc_qp.steps.tiles import make_tiles
 from hnscc_qp.steps.train import train_primary, train_secondary
+from hnscc_qp.study import Study
 from hnscc_qp.training.compute import processes
 
 STEPS: tuple[tuple[str, Callable[[Context], Manifest]], ...] = (
@@ -29,12 +30,17 @@ STEPS: tuple[tuple[str, Callable[[Context], Manifest]], ...] = (
 )
 
 
+def steps_of(study: Study) -> list[tuple[str, Callable[[Context], Manifest]]]:
+    """The steps that a study of this recipe takes, with what each makes, in order."""
+    dense = study.training.recipe == "dense"
+    return [(title, step) for title, step in STEPS if dense or step is not make_tiles]
+
+
 def run_study(context: Context) -> list[Manifest]:
     """Do what is not done, and say so of what is; the manifests in order of the steps."""
     if processes() > 1:
         raise StepError("torchrun shares out a training, not a whole study; run: torchrun ... hnscc-qp train")
-    dense = context.study.training.recipe == "dense"
-    wanted = [(title, step) for title, step in STEPS if dense or step is not make_tiles]
+    wanted = steps_of(context.study)
     manifests = []
     for number, (title, step) in enumerate(wanted, start=1):
         context.progress.say(f"[{number}/{len(wanted)}] {title}")

@@ -31,6 +31,7 @@ from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.steps import patches
 from hnscc_qp.steps.cohort import CohortImage, read_cohort, read_members
 from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.steps.reviewed import with_lessons
 
 STEP = "tiles"
 
@@ -151,6 +152,7 @@ def _label(context: Context, image: CohortImage) -> _Labelled:
         positive=image.case.positive,
         settings=context.study.patches.model_copy(update={"stride_px": STEP_PX}),
     )
+    windows = with_lessons(windows, context.lessons.get(image.entry.entry_id), grid)
     return _Labelled(image, slide, grid, piece_labels(label_map(windows, grid)))
 
 

@@ -27,6 +27,7 @@ from hnscc_qp.progress import SILENT
 from hnscc_qp.steps import mine, patches, tiles
 from hnscc_qp.steps.choice import with_chosen_network
 from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.steps.finetune import for_generation, tuned_from, weights_before
 from hnscc_qp.steps.lessons import (
     Lesson,
     hard_patches_lesson,
@@ -56,6 +57,7 @@ def train_primary(context: Context, *, step: str = PRIMARY) -> Manifest:
         WeightsError: the pretrained weights can't be had.
         TrainingError: a class is missing, or training went astray.
     """
+    context = for_generation(context, PRIMARY)
     dense = context.study.training.recipe == "dense"
     source, learn = (tiles.STEP, tiles_lesson) if dense else (patches.STEP, patches_lesson)
     cut = context.generation.need(source, command=f"hnscc-qp {source} {context.study.path}")
@@ -75,6 +77,7 @@ def train_secondary(context: Context) -> Manifest:
         StepError: there are no hard negatives yet.
         WeightsError, TrainingError: as `train_primary`.
     """
+    context = for_generation(context, SECONDARY)
     mined = context.generation.need(mine.STEP, command=f"hnscc-qp mine {context.study.path}")
     cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {context.study.path}")
     inputs = {**cut["outputs"], **mined["outputs"]}
@@ -139,6 +142,7 @@ def _train(
 ) -> Manifest:
     started = time.time()
     settings = _settings(context)
+    inputs = {**inputs, **weights_before(context, stage)}
     done = context.finished(step, settings, inputs)
     if done and not done["counts"].get("out of time"):
         return done
@@ -236,6 +240,11 @@ def _stain_learnt(context: Context) -> dict[str, Any] | None:
 def _begin(context: Context, stage: Stage) -> tuple[Classifier, dict[str, str | None]]:
     """The classifier to train, and where its weights come from."""
     training = context.study.training
+    if (parent := tuned_from(context)) and weights_before(context, stage):
+        before, card = load_model(
+            parent.step(stage), recipe=training.recipe, network=training.network, stain=context.stain
+        )
+        return before, {"name": f"the {stage} model of generation {parent.name}", "sha256": card.sha256}
     kind = DenseClassifier if training.recipe == "dense" else WindowClassifier
     classifier = kind(
         training.network, input_px=training.input_px, weights=training.weights, seed=training.seed

@@ -43,6 +43,12 @@ class MinedWindows:
     scanned: int
     """Windows that the primary looked at."""
 
+    @classmethod
+    def none(cls) -> MinedWindows:
+        """Of a slide that the primary did not look at."""
+        pixels = np.empty((0, WINDOW_PX, WINDOW_PX, 3), np.uint8)
+        return cls(np.empty((0, 2), np.int64), pixels, np.empty(0, np.float32), scanned=0)
+
     def __len__(self) -> int:
         return len(self.origins)
 

@@ -1,0 +1,249 @@
+"""The promotion gate: does a candidate replace the generation in use?
+
+Both are judged on the same slides of the same patients, by the same truth. The interval of a difference is
+the paired bootstrap over patients of `review.intervals`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hnscc_qp.errors import listed
+from hnscc_qp.review.intervals import CONFIDENCE, paired_bootstrap
+from hnscc_qp.study import Promotion
+
+Call = Literal["positive", "negative", "no tissue"]
+
+FROC_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""False findings per slide at which CAMELYON16 reads the sensitivity (Ehteshami Bejnordi et al. 2017)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideOutcome:
+    """What one generation makes of one slide of the frozen set."""
+
+    entry_id: str
+    image: str
+    patient: str
+    positive: bool
+    """By the frozen truth."""
+    call: Call
+    """At the generation's own threshold; a slide without tissue was not called."""
+    lesions: tuple[float, ...]
+    """For each lesion of the truth the highest score of a finding that hits it, 0..1; 0 if it is missed."""
+    false_findings: tuple[float, ...]
+    """Highest score of every finding that hits no lesion, 0..1."""
+    truth_um2: float
+    found_um2: float
+    """Area over the generation's threshold."""
+    both_um2: float
+    """Area that is both."""
+
+    @property
+    def false_um2(self) -> float:
+        """Area over the threshold outside the truth."""
+        return self.found_um2 - self.both_um2
+
+
+Slides = Sequence[SlideOutcome]
+Counts = NDArray[np.int64]
+"""(slides,) how often each slide counts."""
+
+
+def sensitivity(slides: Slides, counts: Counts) -> float | None:
+    """Share of the positive slides that are called positive; None if there is none."""
+    positive = counts * [slide.positive for slide in slides]
+    return _share(positive * [slide.call == "positive" for slide in slides], positive)
+
+
+def specificity(slides: Slides, counts: Counts) -> float | None:
+    """Share of the negative slides that are not called positive; None if there is none."""
+    negative = counts * [not slide.positive for slide in slides]
+    return _share(negative * [slide.call != "positive" for slide in slides], negative)
+
+
+def dice(slides: Slides, counts: Counts) -> float | None:
+    """Pooled Dice of the areas, 2 · both / (truth + found); None if there is neither truth nor finding."""
+    both = counts * [2 * slide.both_um2 for slide in slides]
+    return _share(both, counts * [slide.truth_um2 + slide.found_um2 for slide in slides])
+
+
+def froc(slides: Slides, counts: Counts) -> float | None:
+    """Mean sensitivity for lesions at `FROC_RATES` false findings per slide; None without lesions.
+
+    At each rate it is the highest sensitivity of any threshold with no more false findings than that.
+    """
+    lesions, times = _repeated([slide.lesions for slide in slides], counts)
+    if not times.sum():
+        return None
+    false, false_times = _repeated([slide.false_findings for slide in slides], counts)
+    order = np.argsort(-false, kind="stable")
+    false, running = false[order], np.cumsum(false_times[order])
+    found = []
+    for rate in FROC_RATES:
+        # Above the first false finding too many, or above nothing: a missed lesion's 0 is never found.
+        over = int(np.searchsorted(running, math.floor(rate * counts.sum() + 1e-9), side="right"))
+        floor = false[over] if over < len(false) else 0.0
+        found.append(times[lesions > floor].sum() / times.sum())
+    return float(np.mean(found))
+
+
+def _share(part: NDArray[Any], whole: NDArray[Any]) -> float | None:
+    of = float(whole.sum())
+    return float(part.sum()) / of if of else None
+
+
+def _repeated(scores: Sequence[Sequence[float]], counts: Counts) -> tuple[NDArray[np.float64], Counts]:
+    """All scores of all slides, and how often each counts."""
+    return (
+        np.array([score for of_slide in scores for score in of_slide], np.float64),
+        np.repeat(counts, np.array([len(of_slide) for of_slide in scores], np.intp)),
+    )
+
+
+Figure = Callable[[Slides, Counts], float | None]
+FIGURES: Mapping[str, Figure] = {
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "froc": froc,
+    "dice": dice,
+}
+_BEARING: Mapping[str, Callable[[SlideOutcome], bool]] = {
+    "sensitivity": lambda slide: slide.positive,
+    "specificity": lambda slide: not slide.positive,
+    "froc": lambda slide: bool(slide.lesions),
+    "dice": lambda slide: slide.truth_um2 > 0,
+}
+"""Which slides a figure is about: how many patients they are of decides whether it can decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One figure of both generations, and how sure their difference is."""
+
+    current: float | None
+    """None where the slides have nothing that it is about."""
+    candidate: float | None
+    difference: float | None
+    """Of the candidate from the current one; more is better."""
+    interval: tuple[float, float] | None
+    """Of the difference; None where fewer than two patients bear on it."""
+    patients: int
+    """Who bear on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether the gate lets a candidate pass, and why."""
+
+    passed: bool
+    reason: str
+    """For people, in one line."""
+    side: str
+    figure: str
+    """The one that had to be better."""
+    slides: int
+    patients: int
+    figures: Mapping[str, Difference]
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def decide(current: Slides, candidate: Slides, settings: Promotion) -> Decision:
+    """Compare a candidate with the generation in use.
+
+    It passes if its slide sensitivity is no lower and the interval of the difference of
+    `settings.figure` lies above zero. What can't be told apart is not better.
+
+    Args:
+        current: of the generation in use.
+        candidate: of the same slides.
+        settings: which figure, how sure, and how many patients it takes.
+
+    Raises:
+        ValueError: they are not of the same slides, patients and truth.
+    """
+    before, after = (sorted(slides, key=lambda slide: slide.entry_id) for slides in (current, candidate))
+    if [_truth(slide) for slide in before] != [_truth(slide) for slide in after]:
+        raise ValueError("the two generations were not judged on the same slides by the same truth")
+    figures = compare(before, after, settings)
+    chosen, sensed = figures[settings.figure], figures["sensitivity"]
+    passed, reason = False, ""
+    if chosen.patients < settings.min_patients:
+        reason = (
+            f"too few patients: {chosen.patients} of the {settings.side} set bear on {settings.figure}, "
+            f"{settings.min_patients} are needed to decide"
+        )
+    elif sensed.difference is None:
+        reason = f"the {settings.side} set has no positive slide, so nobody can say that none is lost"
+    elif sensed.difference < 0:
+        reason = (
+            f"slide sensitivity fell from {sensed.current:.3f} to {sensed.candidate:.3f}: "
+            f"{listed(_lost(before, after))} found before, missed now"
+        )
+    elif chosen.interval is None or chosen.difference is None:
+        reason = f"{settings.figure} can't be compared on the {settings.side} set"
+    else:
+        low, high = chosen.interval
+        passed = low > 0
+        change = f"{settings.figure} changed by {chosen.difference:+.3f} from {chosen.current:.3f}"
+        interval = f"{CONFIDENCE:.0%} interval {low:+.3f} to {high:+.3f}"
+        reason = (
+            f"{change} ({interval}, {chosen.patients} patients), and no sensitivity is lost"
+            if passed
+            else f"not better beyond chance: {change} ({interval}, {chosen.patients} patients)"
+        )
+    return Decision(
+        passed=passed,
+        reason=reason,
+        side=settings.side,
+        figure=settings.figure,
+        slides=len(before),
+        patients=len({slide.patient for slide in before}),
+        figures=figures,
+    )
+
+
+def compare(current: Slides, candidate: Slides, settings: Promotion) -> dict[str, Difference]:
+    """Every figure of both, slide by slide in one order, with the paired interval of its difference."""
+    patients = [slide.patient for slide in current]
+    once = np.ones(len(current), np.int64)
+    found = {}
+    for name, figure in FIGURES.items():
+        change = paired_bootstrap(
+            patients,
+            partial(figure, current),
+            partial(figure, candidate),
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
+        bearing = len({slide.patient for slide in current if _BEARING[name](slide)})
+        found[name] = Difference(
+            figure(current, once),
+            figure(candidate, once),
+            change.difference if change else None,
+            change.interval if change and bearing > 1 else None,
+            patients=bearing,
+        )
+    return found
+
+
+def _truth(slide: SlideOutcome) -> tuple[object, ...]:
+    return slide.entry_id, slide.patient, slide.positive, len(slide.lesions), slide.truth_um2
+
+
+def _lost(current: Slides, candidate: Slides) -> list[str]:
+    return [
+        before.image
+        for before, after in zip(current, candidate, strict=True)
+        if before.positive and before.call == "positive" and after.call != "positive"
+    ]
