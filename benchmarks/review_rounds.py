@@ -1,0 +1,469 @@
+"""A simulated review over several rounds: what learning from verdicts brings, beside retraining without.
+
+    python benchmarks/review_rounds.py FOLDER --cohort demo|camelyon [--camelyon PROJECT] [--weights FILE]
+
+A script plays the pathologist; truth outlines decide what it says. It works on a project as QuPath's export
+holds it (GeoJSON beside the project): it accepts, rejects, redraws and adds, and gives the slides that it has
+reviewed their status. Everything else is the command line: `run`, then in each round `pull`,
+`retrain --promote` and `push`. A slide is known to training once it was reviewed, some from the start.
+
+The control gets the same commands, as often, on a copy of the project that nobody reviews: the same number of
+iterations, on what was known at the start. Both are judged on slides of patients that no round shows. What is
+done is not done twice: the same command goes on, and prints the table of what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid5
+
+import numpy as np
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from hnscc_qp.demo import draw_cohort
+from hnscc_qp.generation import Generation, current_generation
+from hnscc_qp.progress import SILENT
+from hnscc_qp.qupath.create import NewImage, create_project
+from hnscc_qp.qupath.geojson import read_geojson, write_geojson
+from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
+from hnscc_qp.qupath.project import open_project
+from hnscc_qp.review.gate import SlideOutcome, dice, froc, sensitivity, specificity
+from hnscc_qp.review.intervals import bootstrap, paired_bootstrap
+from hnscc_qp.review.outcome import slide_outcome
+from hnscc_qp.scoring.score_map import read_score_map
+from hnscc_qp.scoring.threshold import votes_for
+from hnscc_qp.steps import calibrate, score
+from hnscc_qp.steps.context import Context
+from hnscc_qp.study import load_study
+
+TUMOR = PathClass(("Tumor",), (200, 0, 0))
+REJECTED = PathClass(("AI", "Rejected"), (128, 128, 128))
+REVIEWER = "simulated"
+ACCEPT, REJECT = 0.85, 0.10
+"""The share of a detection in true tumor from which it is accepted, and up to which it is rejected."""
+SMALLEST_MISSED_UM2 = 2_500
+ROUNDS = 3
+_SPACE = UUID(int=8)
+
+STUDY = """\
+name = "{name}"
+project = "project"
+backend = "embedded"
+device = "cpu"
+
+[classes]
+tumor = ["Tumor"]
+
+[split]
+by = "file"
+file = "sides.csv"
+
+[patches]
+stride_px = 20
+per_class = 2000
+
+[training]
+recipe = "dense"
+weights = {weights}
+input_px = 32
+
+[training.dense]
+epochs = 4
+epoch_tiles = {tiles}
+
+[retraining]
+epochs = 0.5
+learning_rate = {learning_rate}
+
+[mining]
+stride_px = 20
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A slide with its truth and its part in the play."""
+
+    name: str
+    slide: Path
+    size: tuple[int, int]
+    pixel_size: Any
+    truth: BaseGeometry
+    """True tumor, in QuPath px; empty on a negative slide."""
+    part: str
+    """`train`, `validation` and `test` are known from the start, `round 1` and later ones once reviewed."""
+
+    @property
+    def positive(self) -> bool:
+        """Whether there is tumor."""
+        return not self.truth.is_empty
+
+
+def main() -> None:
+    """Parse, run what is missing, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cohort", choices=("demo", "camelyon"), default="demo")
+    parser.add_argument("--camelyon", type=Path, help="the CAMELYON project")
+    parser.add_argument("--fold", type=int, choices=(0, 1), default=0, help="camelyon: which half tests")
+    parser.add_argument("--weights", default="none", help="pretrained weights, or none")
+    parser.add_argument("--tiles", type=int, default=160, help="tiles of an epoch")
+    parser.add_argument("--learning-rate", type=float, default=0.3, help="factor in fine-tuning")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after so long")
+    asked = parser.parse_args()
+    end = time.monotonic() + asked.minutes * 60
+    cases = (
+        demo_cases(asked.folder)
+        if asked.cohort == "demo"
+        else camelyon_cases(asked.camelyon, fold=asked.fold)
+    )
+    arms = {arm: asked.folder / arm for arm in ("review", "control")}
+    start = asked.folder / "start"
+    if not (start / "study.toml").exists():
+        make_study(start, cases, asked)
+    for folder, number in [(start, 0), *((arms[arm], n) for n in range(1, ROUNDS + 1) for arm in arms)]:
+        if time.monotonic() > end:
+            print("out of time; the same command goes on", flush=True)  # noqa: T201
+            break
+        if number == 0:
+            done(start, "0", lambda: play_start(start))
+            continue
+        if not folder.exists():
+            shutil.copytree(start, asked.folder / ".copy")
+            (asked.folder / ".copy").rename(folder)
+        done(folder, str(number), lambda f=folder, n=number: play_round(f, n, cases))
+    report(asked.folder, cases)
+
+
+def play_start(folder: Path) -> None:
+    """Make the first generation and hand it over."""
+    command("run", folder)
+
+
+def play_round(folder: Path, number: int, cases: Sequence[Case]) -> None:
+    """One round of one arm."""
+    if folder.name == "review":
+        said = review(folder, number, cases)
+        (folder / f"said-{number}.json").write_text(json.dumps(said))
+        command("pull", folder)
+        command("retrain", folder, "--promote", "--by", REVIEWER)
+    else:
+        command("retrain", folder, "--promote", "--force", "--by", "control")
+    command("push", folder)
+
+
+def done(folder: Path, key: str, work: Any) -> None:
+    """Do what was not done before, and note how long it took."""
+    note = folder / f"round-{key}.json"
+    if note.exists():
+        return
+    began = time.monotonic()
+    work()
+    note.write_text(
+        json.dumps(
+            {
+                "seconds": round(time.monotonic() - began),
+                "generation": current_generation(load_study(folder)).name,
+            }
+        )
+    )
+
+
+def command(*arguments: object) -> None:
+    """Run the command line; its words go to a file."""
+    folder = Path(str(arguments[1]))
+    with (folder / "commands.log").open("a") as log:
+        log.write(f"$ hnscc-qp {' '.join(map(str, arguments))}\n")
+        log.flush()
+        subprocess.run(
+            [sys.executable, "-m", "hnscc_qp", *map(str, arguments)], check=True, stdout=log, stderr=log
+        )
+
+
+def demo_cases(folder: Path) -> list[Case]:
+    """Two cohorts of twelve drawn nodes: one is only tested on, of the other four are known at first."""
+    cases = []
+    for seed in (1, 2):
+        study = load_study(draw_cohort(folder / f"drawn-{seed}", seed=seed, progress=SILENT))
+        parts = {1: "train", 2: "train", 3: "validation", 4: "validation", 5: "round 1", 6: "round 1"}
+        parts |= {7: "round 2", 8: "round 2", 9: "round 3", 10: "round 3", 11: "round 2", 12: "round 1"}
+        for number, case in enumerate(_cases(study.project, study.slides), start=1):
+            part = "test" if seed == 2 else parts[number]
+            cases.append(Case(f"{seed}-{case.name}", *_rest(case), part=part))
+    return cases
+
+
+def camelyon_cases(project: Path, *, fold: int) -> list[Case]:
+    """Slides in the order of their names; neighbours may be of one original slide, so halves are held out."""
+    found = sorted(_cases(project, (project / "slides",)), key=lambda case: case.name)
+    if fold:
+        positive, negative = ([one for one in found if one.positive is flag] for flag in (True, False))
+        found = positive[::-1] + negative[::-1]
+    parts = ["train", "validation", "round 1", "round 2", "round 3", "test", "test"]
+    parts += ["train", "validation", "test", "test"]
+    return [Case(case.name, *_rest(case), part=part) for case, part in zip(found, parts, strict=True)]
+
+
+def _cases(project_path: Path, slides: tuple[Path, ...]) -> list[Case]:
+    project = open_project(project_path, backend="embedded", slide_folders=slides)
+    found = []
+    for image in project.images:
+        objects = project.objects(image)
+        of_class = {
+            name: shapely.union_all([o.roi for o in objects if o.path_class and str(o.path_class) == name])
+            for name in ("Tumor", "Necrosis")
+        }
+        assert image.size is not None
+        truth = shapely.difference(of_class["Tumor"], of_class["Necrosis"])
+        found.append(
+            Case(image.name, project.slide_path(image), image.size, image.pixel_size, truth, part="")
+        )
+    return found
+
+
+def _rest(case: Case) -> tuple[Any, ...]:
+    return case.slide, case.size, case.pixel_size, case.truth
+
+
+def make_study(folder: Path, cases: Sequence[Case], asked: argparse.Namespace) -> None:
+    """A project in which only the slides known from the start have annotations and a status."""
+    images = []
+    for case in cases:
+        known = not case.part.startswith("round")
+        metadata = {"patient": case.name}
+        if known:
+            metadata["status"] = "positive" if case.positive else "negative"
+        images.append(
+            NewImage(
+                slide=case.slide,
+                name=case.name,
+                size=case.size,
+                levels=[(1.0, *case.size)],
+                pixel_size=case.pixel_size,
+                metadata=metadata,
+                annotations=outlines(case) if known else (),
+            )
+        )
+    create_project(folder / "project", images, path_classes=[TUMOR])
+    with (folder / "sides.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(("patient", "side"))
+        for case in cases:
+            table.writerow((case.name, "train" if case.part.startswith("round") else case.part))
+    weights = asked.weights if asked.weights == "none" else str(Path(asked.weights).resolve())
+    (folder / "study.toml").write_text(
+        STUDY.format(
+            name=asked.cohort,
+            weights=json.dumps(weights),
+            tiles=asked.tiles,
+            learning_rate=asked.learning_rate,
+        )
+    )
+
+
+def outlines(case: Case) -> list[PathObject]:
+    """The truth as annotations, one for each piece."""
+    return [annotation(part, case.name) for part in shapely.get_parts(case.truth) if part.area > 0]
+
+
+def annotation(roi: BaseGeometry, name: str, *, accepted: PathObject | None = None) -> PathObject:
+    """Tumor, drawn by hand or taken over from a detection, whose id it keeps."""
+    notes = {}
+    if accepted is not None:
+        notes = {"AI origin": str(accepted.id), "AI reviewer": REVIEWER, "AI reviewed at": now()}
+    return PathObject(
+        type=ObjectType.ANNOTATION,
+        roi=roi,
+        roi_kind=RoiKind.GEOMETRY,
+        area_px=roi.area,
+        id=accepted.id if accepted else uuid5(_SPACE, name + roi.wkt),
+        name="from AI" if accepted else None,
+        path_class=TUMOR,
+        metadata=notes,
+    )
+
+
+def review(folder: Path, number: int, cases: Sequence[Case]) -> dict[str, int]:
+    """Play the pathologist: this round's slides in full, on those known before whatever is no tumor."""
+    said = {"accepted": 0, "rejected": 0, "redrawn": 0, "missed": 0}
+    project_file = folder / "project" / "project.qpproj"
+    value = json.loads(project_file.read_text(encoding="utf-8"))
+    for entry_id, case in enumerate(cases, start=1):
+        new = case.part == f"round {number}"
+        known = case.part in ("train", "validation", *(f"round {n}" for n in range(1, number)))
+        if not (new or known):
+            continue
+        name = f"{entry_id} {case.name}.geojson"
+        pushed = folder / "project" / "ai-detections" / name
+        found = read_geojson(pushed).objects if pushed.exists() else ()
+        file = folder / "project" / "annotations" / name
+        there = list(read_geojson(file).objects) if file.exists() else []
+        covered = [o.roi for o in there if o.type is ObjectType.ANNOTATION]
+        for item in found:
+            inside = item.roi.intersection(case.truth).area / item.roi.area
+            if inside <= REJECT:
+                verdict = f"rejected by {REVIEWER}, {now()}"
+                there.append(_as(item, path_class=REJECTED, name=verdict))
+                said["rejected"] += 1
+            elif new and inside >= ACCEPT:
+                there.append(annotation(item.roi, case.name, accepted=item))
+                covered.append(item.roi)
+                said["accepted"] += 1
+            elif new:
+                touched = [p for p in shapely.get_parts(case.truth) if p.intersects(item.roi)]
+                outline = shapely.union_all(touched).difference(shapely.union_all(covered).buffer(0.5))
+                if outline.area > SMALLEST_MISSED_UM2:
+                    there.append(annotation(outline, case.name, accepted=item))
+                    covered.append(outline)
+                    said["redrawn"] += 1
+        if new:
+            left = case.truth.difference(shapely.union_all(covered).buffer(0.5))
+            for part in shapely.get_parts(left):
+                if part.area > SMALLEST_MISSED_UM2:
+                    there.append(annotation(part, case.name))
+                    said["missed"] += 1
+            status = "positive" if case.positive else "negative"
+            value["images"][entry_id - 1]["metadata"]["status"] = status
+        if there:
+            write_geojson(file, there)
+    project_file.write_text(json.dumps(value), encoding="utf-8")
+    return said
+
+
+def _as(item: PathObject, **changed: Any) -> PathObject:
+    values = {name: getattr(item, name) for name in PathObject.__slots__}
+    notes = {**item.metadata, "AI reviewer": REVIEWER, "AI reviewed at": now()}
+    return PathObject(**(values | {"metadata": notes} | changed))
+
+
+def now() -> str:
+    """UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A test slide's outcome, and its tissue."""
+
+    outcome: SlideOutcome
+    tissue_um2: float
+
+
+def outcomes(folder: Path, generation: str, cases: Sequence[Case]) -> list[Tested]:
+    """What a generation makes of the test slides, by the truth."""
+    study = load_study(folder)
+    context = Context(study, progress=SILENT, at=Generation(study.root / "generations" / generation))
+    calibrated = context.generation.need(calibrate.STEP, command="calibrate")
+    calls = {slide["image"]: slide["call"] for slide in calibrated["slides"]}
+    threshold = float(calibrated["counts"]["threshold score"])
+    found = []
+    for image, case in zip(context.project.images, cases, strict=True):
+        if case.part != "test":
+            continue
+        score_map = read_score_map(score.score_map_file(context, image))
+        outcome = slide_outcome(
+            score_map,
+            outlines(case),
+            entry_id=image.entry_id,
+            image=image.name,
+            patient=case.name,
+            positive=case.positive,
+            call=calls[image.name],
+            threshold_votes=votes_for(threshold, score_map.max_level),
+            classes=study.classes,
+            settings=study.patches,
+        )
+        block_um2 = (score_map.grid.mpp * score_map.grid.step_px) ** 2
+        found.append(Tested(outcome, float((score_map.coverage > 0).sum()) * block_um2))
+    return found
+
+
+def false_per_mm2(slides: Sequence[Tested], counts: Any) -> float | None:
+    """False-positive area in µm² by tissue outside tumor in mm²."""
+    false = sum(n * one.outcome.false_um2 for n, one in zip(counts, slides, strict=True))
+    tissue = sum(
+        n * max(one.tissue_um2 - one.outcome.truth_um2, 0.0) for n, one in zip(counts, slides, strict=True)
+    )
+    return float(false / tissue * 1e6) if tissue else None
+
+
+def area_sensitivity(slides: Sequence[Tested], counts: Any) -> float | None:
+    """Share of the true tumor's area that is found."""
+    truth = sum(n * one.outcome.truth_um2 for n, one in zip(counts, slides, strict=True))
+    both = sum(n * one.outcome.both_um2 for n, one in zip(counts, slides, strict=True))
+    return float(both / truth) if truth else None
+
+
+def _of_outcomes(figure: Any) -> Any:
+    return lambda slides, counts: figure([one.outcome for one in slides], np.asarray(counts))
+
+
+FIGURES: dict[str, Any] = {
+    "false µm² per mm²": false_per_mm2,
+    "area sensitivity": area_sensitivity,
+    "slide sensitivity": _of_outcomes(sensitivity),
+    "slide specificity": _of_outcomes(specificity),
+    "Dice": _of_outcomes(dice),
+    "FROC": _of_outcomes(froc),
+}
+
+
+def report(folder: Path, cases: Sequence[Case]) -> None:
+    """Print each generation's figures on the test slides, and what review differs by from the control."""
+    kept: dict[tuple[str, int], list[Tested]] = {}
+    for arm in ("start", "review", "control"):
+        for number in range(ROUNDS + 1):
+            note = folder / arm / f"round-{number}.json"
+            if not note.exists() or (arm != "start" and number == 0):
+                continue
+            value = json.loads(note.read_text())
+            slides = kept[arm, number] = outcomes(folder / arm, value["generation"], cases)
+            patients = [one.outcome.patient for one in slides]
+            figures = []
+            for name, figure in FIGURES.items():
+                estimate = bootstrap(patients, lambda n, f=figure, s=slides: f(s, n))
+                figures.append(f"{name} {_text(name, estimate)}")
+            said = folder / arm / f"said-{number}.json"
+            words = f"  {said.read_text()}" if said.exists() else ""
+            print(f"{arm:8} {number}  {value['seconds']:4} s  " + ", ".join(figures) + words)  # noqa: T201
+    for number in range(1, ROUNDS + 1):
+        if ("review", number) not in kept or ("control", number) not in kept:
+            continue
+        one, other = kept["control", number], kept["review", number]
+        patients = [slide.outcome.patient for slide in one]
+        for name, figure in FIGURES.items():
+            gain = paired_bootstrap(
+                patients, lambda n, f=figure, s=one: f(s, n), lambda n, f=figure, s=other: f(s, n)
+            )
+            if gain and gain.interval:
+                low, high = gain.interval
+                digits = 0 if "µm²" in name else 3
+                print(  # noqa: T201
+                    f"round {number}, review against control: {name} {gain.difference:+.{digits}f} "
+                    f"({low:+.{digits}f} to {high:+.{digits}f})"
+                )
+
+
+def _text(name: str, estimate: Any) -> str:
+    if estimate is None:
+        return "-"
+    digits = 0 if "µm²" in name else 3
+    interval = (
+        "" if estimate.interval is None else " ({:.{d}f} to {:.{d}f})".format(*estimate.interval, d=digits)
+    )
+    return f"{estimate.value:.{digits}f}{interval}"
+
+
+if __name__ == "__main__":
+    main()
