@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hnscc_qp import RESEARCH_USE_ONLY, __version__
-from hnscc_qp.cli import generations, render
+from hnscc_qp.cli import generations, loop, render
 from hnscc_qp.cli.options import Force, Json, StudyArg, Weights
 from hnscc_qp.cli.running import exit_with, make_context, run_step
 from hnscc_qp.errors import ExitCode, HnsccQpError, StudyError
@@ -372,6 +372,9 @@ def push(
 def run(study: StudyArg, weights: Weights = None, as_json: Json = False) -> None:
     """Do every step that is not done yet."""
     _run(make_context(study, as_json=as_json, weights=weights), as_json=as_json)
+
+
+loop.add_commands(app)
 
 
 def _check_labels(context: Context, *, as_json: bool) -> None:

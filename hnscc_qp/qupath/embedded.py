@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from hnscc_qp.errors import (
     GeoJsonError,
@@ -26,7 +27,7 @@ from hnscc_qp.files import sha256_file, sha256_json
 from hnscc_qp.geometry import Crop, Mpp, PixelSize, Turn, View
 from hnscc_qp.qupath.geojson import encode_geojson, read_geojson, sidecar_name
 from hnscc_qp.qupath.objects import PathClass, PathObject
-from hnscc_qp.qupath.ownership import MEMORY_PROPERTY, WritePlan, plan_write
+from hnscc_qp.qupath.ownership import MEMORY_PROPERTY, WritePlan, plan_write, remembered_ids
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.qupath.qpdata import IMAGE_TYPES, read_image_type, read_qpdata, unpack_rgb
 from hnscc_qp.qupath.safewrite import SafeWriter, content_hash
@@ -179,6 +180,22 @@ class EmbeddedProject:
             raise ObjectDataError(
                 f"{image.name}: {error.filename} can't be read: {error.strerror}"
             ) from error
+
+    def imported_ids(self, image: ImageEntry) -> frozenset[UUID]:
+        """See `Project.imported_ids`."""
+        source = self._objects_file(image)
+        if source is None or source.suffix != ".qpdata":
+            return frozenset()
+        properties = read_qpdata(source, image=image.name).properties
+        return remembered_ids(properties.get(MEMORY_PROPERTY, ""))
+
+    def saved_at(self, image: ImageEntry) -> float | None:
+        """See `Project.saved_at`."""
+        source = self._objects_file(image)
+        try:
+            return None if source is None else source.stat().st_mtime
+        except OSError:
+            return None
 
     def _data(self, entry_id: str) -> Path:
         return self._folder / "data" / entry_id

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from hnscc_qp.errors import BackendError, HnsccQpError, ObjectDataError, ProjectError
 from hnscc_qp.files import atomic_path
@@ -104,6 +105,14 @@ class PaquoProject:
     def fingerprint(self, image: ImageEntry) -> str:
         """See `Project.fingerprint`: the files are the same, whoever reads them."""
         return self._files.fingerprint(image)
+
+    def imported_ids(self, image: ImageEntry) -> frozenset[UUID]:
+        """See `Project.imported_ids`."""
+        return self._files.imported_ids(image)
+
+    def saved_at(self, image: ImageEntry) -> float | None:
+        """See `Project.saved_at`."""
+        return self._files.saved_at(image)
 
     def slide_path(self, image: ImageEntry) -> Path:
         """See `Project.slide_path`."""

@@ -66,7 +66,7 @@ def detection_id(roi: BaseGeometry, *, slide_name: str, model_hash: str) -> uuid
     The first 48 bits tell slide, model and shape apart; the others hash those and the shape once
     more, so that `is_sealed` can tell from id and shape alone whether a shape is as we drew it.
     """
-    outline = _outline(settle(roi))
+    outline = outline_key(settle(roi))
     source = uuid.uuid5(_UUID_SPACE, f"{slide_name}\n{model_hash}\n{outline}")
     return _sealed(source.int >> _SEAL_BITS, outline)
 
@@ -75,7 +75,7 @@ def is_sealed(identifier: uuid.UUID | None, roi: BaseGeometry) -> bool:
     """Whether `detection_id` gave this id to this very shape, for whatever slide and model."""
     if identifier is None or identifier.version != 5:
         return False
-    return _sealed(identifier.int >> _SEAL_BITS, _outline(roi)) == identifier
+    return _sealed(identifier.int >> _SEAL_BITS, outline_key(roi)) == identifier
 
 
 def is_ours(item: PathObject) -> bool:
@@ -107,7 +107,7 @@ def plan_write(
             pathologist, and is held back.
     """
     wanted = {item.id: item for item in incoming}
-    boxes = {_box(item.roi) for item in incoming}
+    boxes = {box_key(item.roi) for item in incoming}
     keep: dict[uuid.UUID | None, PathObject] = {}
     remove: list[PathObject] = []
     theirs: list[PathObject] = []
@@ -124,17 +124,17 @@ def plan_write(
             continue
         taken_ids.add(item.id)
         # Who accepts a detection makes an annotation of the same shape, with an id of its own.
-        if _box(item.roi) in boxes:
-            taken_outlines.add(_outline(item.roi))
+        if box_key(item.roi) in boxes:
+            taken_outlines.add(outline_key(item.roi))
         if _looks_like_ours(item):
             theirs.append(item)
     add, held_back = [], []
-    deleted = _remembered(memory) - taken_ids - keep.keys() - {item.id for item in remove}
+    deleted = remembered_ids(memory) - taken_ids - keep.keys() - {item.id for item in remove}
     for item in wanted.values():
         if (
             item.id in taken_ids
             or item.id in deleted
-            or (taken_outlines and _outline(item.roi) in taken_outlines)
+            or (taken_outlines and outline_key(item.roi) in taken_outlines)
         ):
             held_back.append(item)
         elif item.id not in keep:
@@ -148,7 +148,9 @@ def plan_write(
 
 def remember(memory: str, plan: WritePlan) -> str:
     """The image's `MEMORY_PROPERTY` after the plan; what we take away ourselves was not deleted."""
-    ids = _remembered(memory) - {item.id for item in plan.remove} | {item.id for item in plan.add + plan.keep}
+    ids = remembered_ids(memory) - {item.id for item in plan.remove} | {
+        item.id for item in plan.add + plan.keep
+    }
     return "\n".join(sorted(map(str, ids)))
 
 
@@ -183,12 +185,13 @@ def find_damage(
     return None if len(left) == len(others) else "objects would be lost or doubled"
 
 
-def _remembered(memory: str) -> set[uuid.UUID | None]:
-    found: set[uuid.UUID | None] = set()
+def remembered_ids(memory: str) -> frozenset[uuid.UUID]:
+    """The ids in an image's `MEMORY_PROPERTY`; words that are none are passed over."""
+    found: set[uuid.UUID] = set()
     for word in memory.split():
         with suppress(ValueError):
             found.add(uuid.UUID(word))
-    return found
+    return frozenset(found)
 
 
 def _looks_like_ours(item: PathObject) -> bool:
@@ -237,11 +240,12 @@ def _same_shape(one: BaseGeometry | None, other: BaseGeometry | None, *, exact: 
     return bool(shapely.equals_exact(one, other, tolerance=GRID_PX + last_digit))
 
 
-def _box(roi: BaseGeometry) -> tuple[float, ...]:
+def box_key(roi: BaseGeometry) -> tuple[float, ...]:
+    """The shape's bounds as QuPath holds them: shapes of one `outline_key` have one."""
     return tuple(_stored(np.array(shapely.bounds(roi))).tolist())
 
 
-def _outline(roi: BaseGeometry) -> str:
+def outline_key(roi: BaseGeometry) -> str:
     """The shape's corners, in whatever order, as QuPath holds them: what names the shape."""
     rings = shapely.get_rings(shapely.get_parts(roi))  # of several parts, all
     corners = np.concatenate([_corners(ring) for ring in rings]) if len(rings) else _stored_points(roi)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+from uuid import UUID
 
 from hnscc_qp.errors import BackendError
 from hnscc_qp.geometry import PixelSize, View
@@ -89,6 +90,17 @@ class Project(Protocol):
         Raises:
             ObjectDataError: a file can't be read.
         """
+
+    def imported_ids(self, image: ImageEntry) -> frozenset[UUID]:
+        """Ids of our detections that the image remembers to have taken in; empty if it keeps no memory.
+
+        Raises:
+            ObjectDataError: the stored objects are damaged.
+        """
+
+    def saved_at(self, image: ImageEntry) -> float | None:
+        """When the file that holds the image's objects was last written, in seconds since 1970; None if
+        there is none."""
 
     def slide_path(self, image: ImageEntry) -> Path:
         """Where the slide lies now.

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -210,7 +211,7 @@ def sole_writer(project_folder: Path) -> Iterator[None]:
         "time": time.strftime("%Y-%m-%d %H:%M"),
     }
     try:
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        _take(lock, me)
     except FileExistsError:
         holder = _holder(lock)
         if not _is_dead(holder, me["host"]):
@@ -220,13 +221,29 @@ def sole_writer(project_folder: Path) -> Iterator[None]:
             ) from None
         lock.unlink(missing_ok=True)
         # Should another one have found the dead one's lock as well, it fails here, or we do.
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        _take(lock, me)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(me, stream)
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def _take(lock: Path, me: dict[str, Any]) -> None:
+    """Make the lock with its holder in it, at once: whoever is killed meanwhile leaves none without."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=lock.parent, prefix="lock-", delete=False
+    ) as stream:
+        json.dump(me, stream)
+    written = Path(stream.name)
+    try:
+        os.link(written, lock)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with lock.open("x", encoding="utf-8") as plain:
+            json.dump(me, plain)
+    finally:
+        written.unlink()
 
 
 def _holder(lock: Path) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,16 @@ class LogCheck:
     def head(self) -> str | None:
         """Hash of the last good entry."""
         return self.entries[-1].hash if self.entries else None
+
+    def as_json(self, *, with_entries: bool) -> dict[str, Any]:
+        """JSON values."""
+        value: dict[str, Any] = {
+            "good entries": len(self.entries),
+            "head": self.head,
+            "breaks": list(self.breaks),
+            "warnings": list(self.warnings),
+        }
+        return value | {"entries": [asdict(entry) for entry in self.entries]} if with_entries else value
 
 
 class ReviewLog:

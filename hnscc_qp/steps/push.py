@@ -14,6 +14,8 @@ from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.qupath.running import refuse_while_open, warn_of_running
 from hnscc_qp.qupath.safewrite import undo_last_write
+from hnscc_qp.review.log import now
+from hnscc_qp.review.pushed import record_before, record_pushed
 from hnscc_qp.steps import regions
 from hnscc_qp.steps.context import Context, Manifest
 
@@ -62,6 +64,7 @@ def undo_push(context: Context) -> tuple[str, ...]:
 
 def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]], str] | None) -> Manifest:
     started = time.time()
+    folder, time_of_push = context.generation.step(STEP), now()
     drawn = context.generation.need(regions.STEP, command=f"hnscc-qp regions {context.study.path}")
     images = [image for image in context.project.images if image.entry_id in drawn["outputs"]]
 
@@ -70,6 +73,12 @@ def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]]
         if read.skipped:
             raise ObjectDataError(f"{image.name}: {read.skipped[0]}; draw its regions again")
         plan = context.project.plan_detections(image, read.objects)
+        if write:
+            # Recorded first: a push that is stopped half way has at most recorded what did not arrive.
+            record_before(folder, image, context.project.objects(image))
+            held_back = {item.id for item in plan.held_back}
+            wanted = [item for item in read.objects if item.id not in held_back]
+            record_pushed(folder, image, wanted, time=time_of_push)
         return {
             "image": image.name,
             "detections": len(read.objects),

@@ -1,0 +1,143 @@
+"""What was pushed, as it was, and what had been annotated by then: what verdicts are measured against.
+
+Under `generations/NNN/push/`, for each image: `pushed/*.geojson`, every detection of ours that this
+generation ever pushed, each with the time of its last push; and `before/*.geojson`, the annotations that
+were there when the generation was first pushed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import shapely
+
+from hnscc_qp.errors import GeoJsonError, HnsccQpError, ObjectDataError
+from hnscc_qp.qupath.geojson import encode_geojson, read_geojson, sidecar_name, write_geojson
+from hnscc_qp.qupath.objects import ObjectType, PathObject, RoiKind, walk
+from hnscc_qp.qupath.project import ImageEntry
+
+PUSHED_FOLDER = "pushed"
+BEFORE_FOLDER = "before"
+_PUSHED_AT = "AI pushed at"
+
+
+@dataclass(frozen=True, slots=True)
+class PushedDetection:
+    """One of ours, as it went to QuPath."""
+
+    item: PathObject
+    generation: str
+    model: str | None
+    pushed_at: str | None
+    """UTC; None of a push that kept no record."""
+    is_last: bool
+    """It was among the generation's last push: not taken back by us since."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedImage:
+    """All that one generation pushed into one image."""
+
+    generation: str
+    detections: tuple[PushedDetection, ...]
+    before: tuple[PathObject, ...] | None
+    """Annotations that were there, without children; None if no record was kept."""
+
+
+def record_before(push_folder: Path, image: ImageEntry, objects: Sequence[PathObject]) -> None:
+    """Keep the annotations that are there, unless it was done at an earlier push of this generation."""
+    path = _file(push_folder / BEFORE_FOLDER, image)
+    if not path.is_file():
+        annotations = [item for _, item in walk(objects) if item.type is ObjectType.ANNOTATION]
+        write_geojson(path, map(_writable, annotations))
+
+
+def record_pushed(
+    push_folder: Path, image: ImageEntry, detections: Sequence[PathObject], *, time: str
+) -> None:
+    """Keep what is about to be pushed besides what was pushed before.
+
+    Args:
+        push_folder: of the generation.
+        image: where they go.
+        detections: all that the image is to have.
+        time: of this push, UTC.
+    """
+    path = _file(push_folder / PUSHED_FOLDER, image)
+    known = {item.id: item for item in _read(path)} if path.is_file() else {}
+    for item in detections:
+        known[item.id] = replace(item, metadata={**item.metadata, _PUSHED_AT: time})
+    # Written though it be empty: that nothing was pushed is a fact, too.
+    write_geojson(path, known.values(), foreign={"hnscc_qp": {"image": image.name, "last push": time}})
+
+
+def read_pushed(generation: Path, image: ImageEntry, *, fallback: Path | None) -> PushedImage | None:
+    """What a generation pushed into an image; None if it pushed nothing there.
+
+    Args:
+        generation: its folder.
+        image: as the project has it; found by its entry id.
+        fallback: the image's regions, for a push that was made before records were kept.
+
+    Raises:
+        ObjectDataError: a record is damaged.
+    """
+    folder = generation / "push"
+    found = _find(folder / PUSHED_FOLDER, image)
+    if found is None:
+        if fallback is None or not fallback.is_file():
+            return None
+        unrecorded = tuple(_pushed(item, generation.name, last=None) for item in _read(fallback))
+        return PushedImage(generation.name, unrecorded, None)
+    last = json.loads(found.read_bytes()).get("hnscc_qp", {}).get("last push")
+    before = _find(folder / BEFORE_FOLDER, image)
+    return PushedImage(
+        generation.name,
+        tuple(_pushed(item, generation.name, last=last) for item in _read(found)),
+        None if before is None else _read(before),
+    )
+
+
+def _pushed(item: PathObject, generation: str, *, last: str | None) -> PushedDetection:
+    time = item.metadata.get(_PUSHED_AT)
+    return PushedDetection(
+        item,
+        item.metadata.get("AI generation", generation),
+        item.metadata.get("AI model"),
+        time,
+        last is None or time == last,
+    )
+
+
+def _writable(item: PathObject) -> PathObject:
+    """An annotation as a record needs it: known again by its id, if not by its shape."""
+    # Measurements and children bear on no verdict, and an annotation may hold a million cells.
+    plain = replace(item, measurements={}, children=(), nucleus_roi=None)
+    try:
+        encode_geojson([plain], name="record")
+    except (HnsccQpError, ValueError):
+        return replace(plain, roi=shapely.box(*plain.roi.bounds), roi_kind=RoiKind.RECTANGLE)
+    return plain
+
+
+def _file(folder: Path, image: ImageEntry) -> Path:
+    return folder / sidecar_name(image.entry_id, image.name)
+
+
+def _find(folder: Path, image: ImageEntry) -> Path | None:
+    """By the entry id: an image may have been renamed in QuPath since."""
+    return next(iter(sorted(folder.glob(f"{image.entry_id} *.geojson"))), None)
+
+
+def _read(path: Path) -> tuple[PathObject, ...]:
+    remedy = "restore it from a backup, or delete it to do without that push's record"
+    try:
+        read = read_geojson(path)
+    except GeoJsonError as error:
+        raise ObjectDataError(f"{error}; {remedy}") from error
+    if read.skipped:
+        raise ObjectDataError(f"{path} is damaged ({read.skipped[0]}); {remedy}")
+    return read.objects
