@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ def make_context(study: Path, *, as_json: bool, force: bool = False, weights: st
 def run_step(context: Context, step: Callable[[Context], dict[str, Any]], *, as_json: bool) -> None:
     """Run a step, show its manifest, and end with the exit code that it deserves."""
     manifest = step(context)
+    if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started the first one tells
+        return
     if as_json:
         render.print_json(manifest)
     else:

@@ -88,6 +88,14 @@ def held_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        release_memory(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give freed memory back, now and from here on: where it is short, what is held lies in pieces."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "cpu" and (malloc := _glibc()):
         malloc.mallopt(_M_MMAP_MAX, _MMAPS)
         malloc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
         malloc.malloc_trim(0)

@@ -25,7 +25,7 @@ from hnscc_qp.models.checkpoint import Classifier, Stage
 from hnscc_qp.models.networks import has_folded_batch_norms, unfold_batch_norms
 from hnscc_qp.progress import SILENT, Progress, Task
 from hnscc_qp.study import Training
-from hnscc_qp.training.compute import deterministic, held_memory, make_fabric
+from hnscc_qp.training.compute import deterministic, held_memory, make_fabric, release_memory
 from hnscc_qp.training.course import Course
 from hnscc_qp.training.evaluate import evaluate
 from hnscc_qp.training.history import Epoch, FitResult, TensorBoard, write_log
@@ -34,6 +34,8 @@ from hnscc_qp.training.state import STATE_FILE, Position, load_state, save_state
 
 _BATCHES_UNSEEN = 50
 """On a GPU, batches between two looks at the loss: each look makes it wait."""
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
+"""What torch, oneDNN and the standard library say on a CPU; seen with its address space limited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +258,7 @@ class _Run:
             )
         self.position.pieces = pieces
         self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.device)
         self.progress.warn(
             f"a batch does not fit into the memory of {self.device}: it is computed in {pieces} pieces of "
             f"{-(-pictures // pieces)} from here on (batch norms see a piece at a time)"
@@ -305,6 +306,10 @@ class _Run:
         judged = copy.deepcopy(self.classifier)
         if self.average:
             judged.load_state_dict(self.average)
+        if self.world > 1:
+            # Batch norms have seen other pictures in each process: what is judged, and kept, is the first's.
+            for tensor in judged.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
         logits = predict_windows(
             judged, self.material.validation(self.rank, self.world), count=len(self.material.targets)
         )
@@ -411,4 +416,4 @@ class _Run:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)

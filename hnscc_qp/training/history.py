@@ -86,7 +86,7 @@ class TensorBoard:
         """Log below `folder`."""
         self._writer: Any = None
         self._folder = folder
-        if folder is not None and find_spec("tensorboard") is not None:
+        if folder is not None and find_spec("tensorboard") is not None and _has_room(folder):
             # One that does not fit what else is installed is as good as none; a folder that can't be
             # written to is told of by whoever writes the checkpoint there.
             with suppress(ImportError, OSError):
@@ -103,7 +103,7 @@ class TensorBoard:
         if self._writer is None or self._folder is None:
             return
         with storing(self._folder / TENSORBOARD_FOLDER):
-            if shutil.disk_usage(self._folder).free < _ROOM_BYTES:  # its thread would die of it, loudly
+            if not _has_room(self._folder):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, value in asdict(epoch).items():
                 if name not in ("number", "iterations"):
@@ -115,3 +115,9 @@ class TensorBoard:
         if self._writer is not None:
             with suppress(OSError):  # all epochs were flushed
                 self._writer.close()
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether TensorBoard can be let write: on a full disk its thread dies with a traceback of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free >= _ROOM_BYTES

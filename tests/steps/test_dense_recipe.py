@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from shapely.geometry import box
 from studies import STUDY, TUMOR_BOX, write_study
 from test_run import call
 
+import hnscc_qp
 from hnscc_qp.geometry import WINDOW_MPP, Mpp, PixelSize, Region
 from hnscc_qp.models.checkpoint import load_model, save_model
 from hnscc_qp.patches.labels import Label
@@ -213,3 +217,21 @@ def test_windows_on_a_damaged_tile_are_ignored_and_the_rest_of_the_piece_is_lear
     assert (labels[tmp_path] == Label.TUMOR).sum() == (beside == Label.TUMOR).sum() > 0
     (note,) = manifest(tmp_path, "tiles")["notes"]
     assert "S1.tif: " in note and "can't be decoded and are ignored" in note
+
+
+def test_two_processes_train_one_model_and_the_first_tells(study: Path) -> None:
+    shutil.rmtree(step(study.parent, "primary"))
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hnscc_qp", "train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(hnscc_qp.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, *run, study], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("primary model: best of 2 epochs") == 1
+    folder = step(study.parent, "primary")
+    card = json.loads((folder / "model.json").read_text())
+    history = json.loads((folder / "history.json").read_text())
+    best = history["history"][history["best_epoch"] - 1]
+    # What all judged a share of each is what the first one kept and judged alone.
+    assert card["figures"]["validation"]["auc"] == pytest.approx(best["validation_auc"], abs=1e-6)
+    assert card["figures"]["validation"]["accuracy"] == pytest.approx(best["validation_accuracy"], abs=1e-6)

@@ -182,11 +182,18 @@ def test_batch_that_memory_does_not_hold_is_computed_in_halves(
     assert len(result.history) == 3
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes",
+        "could not create a primitive",
+    ],
+)
 def test_batch_that_can_not_be_halved_any_more_is_an_error_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     def never(*_: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        raise RuntimeError(said)
 
     monkeypatch.setattr(module._Run, "_step", never)
     with pytest.raises(TrainingError, match="do not fit into the memory of cpu; set a smaller batch_size"):
