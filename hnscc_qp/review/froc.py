@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import shapely
@@ -130,7 +131,8 @@ def _sensitivities(
     """At the six rates; beyond the last point of the curve it stays where it is."""
     # With no score at all high enough, nothing is found and nothing false.
     x, y = np.concatenate([[0.0], false_per_slide]), np.concatenate([[0.0], sensitivity])
-    return np.interp(FALSE_PER_SLIDE, x, y)
+    found: NDArray[np.float64] = np.interp(FALSE_PER_SLIDE, x, y)
+    return found
 
 
 def evaluation_lesions(
@@ -230,7 +232,9 @@ def find_peaks(
     ]
 
 
-def _middles(regions: NDArray[np.int32], numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _middles(
+    regions: NDArray[np.signedinteger[Any]], numbers: NDArray[np.signedinteger[Any]]
+) -> list[tuple[int, int]]:
     """Of each numbered region, the block nearest to its centre of mass; of several the first."""
     if not len(numbers):
         return []
