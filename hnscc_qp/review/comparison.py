@@ -115,8 +115,9 @@ class Lesion:
     stratum: Stratum
     max_score: float
     mean_score: float
-    edge_distance_mm: float
-    """From its nearest point to the edge of the tissue (the capsule, where the node is whole)."""
+    edge_distance_mm: float | None
+    """From its nearest point to the edge of the tissue (the capsule, where the node is whole); None where the
+    image shows no edge."""
     match: Literal["detected", "false", "not judged"]
     """It touches outlined tumor, or not; or that can't be said: not outlined, or not in judged tissue."""
     truth_ids: tuple[str, ...]
@@ -139,7 +140,7 @@ class TruthLesion:
     area_um2: float
     longest_diameter_mm: float
     stratum: Stratum
-    edge_distance_mm: float
+    edge_distance_mm: float | None
     found: bool
     """A region over the threshold touches it."""
     max_score: float
@@ -256,7 +257,7 @@ class Bound:
     """Largest share of new positive patients that it may miss."""
     confidence: float
     patients: int
-    """Positive development patients that it rests on."""
+    """Positive validation patients that it rests on: training patients were learnt from."""
     needed: int
     """Positive patients that are needed at the least."""
     votes: int | None

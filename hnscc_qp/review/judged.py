@@ -1,8 +1,8 @@
 """What the pathologist drew on one slide, and where it can be judged.
 
-Of overlapping annotations the smaller one lies on top, as it does for the labels of windows: necrosis drawn in
-a tumor is carved out of it. What an ignored annotation covers, and on a slide with region annotations what lies
-outside them, is not judged; nor is glass.
+Of overlapping annotations the smaller one lies on top, as it does for the labels of windows: necrosis drawn
+in a tumor is carved out of it. What an ignored annotation covers, and on a slide with region annotations
+what lies outside them, is not judged; nor is glass.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from scipy import ndimage
 from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp import study
@@ -22,7 +23,6 @@ from hnscc_qp.patches.outlines import Outlines, sort_annotations
 from hnscc_qp.patches.sources.trace import outline_pieces
 from hnscc_qp.patches.territories import Windows, find_overlaps, polygons_only
 from hnscc_qp.qupath.objects import PathObject
-from scipy import ndimage
 
 BoolMask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -126,7 +126,9 @@ def block_areas(shape: BaseGeometry, grid: Grid) -> Floats:
     if len(parts):
         width, height = grid.block_qupath
         blocks = Windows(
-            np.arange(grid.columns) * width, np.arange(grid.rows) * height, (width, height)
+            np.arange(grid.columns, dtype=float) * width,
+            np.arange(grid.rows, dtype=float) * height,
+            grid.block_qupath,
         )
         block, _, area = find_overlaps(parts, blocks)
         areas += np.bincount(block, area, minlength=len(areas))
@@ -134,22 +136,18 @@ def block_areas(shape: BaseGeometry, grid: Grid) -> Floats:
 
 
 def _territories(outlines: Outlines, *, tumor_on_top: bool) -> tuple[BaseGeometry, BaseGeometry]:
-    """What belongs to tumor and what to ignored annotations, from the largest annotation to the smallest."""
+    """What belongs to tumor and what to ignored annotations."""
     tumor: BaseGeometry = shapely.MultiPolygon()
     ignored: BaseGeometry = shapely.MultiPolygon()
-    areas = shapely.area(outlines.shapes)
-    for index in np.lexsort((np.arange(len(areas)), -areas)):
-        shape = outlines.shapes[index]
-        match outlines.meanings[index]:
-            case Label.TUMOR:
-                tumor, ignored = tumor.union(shape), ignored.difference(shape)
-            case Label.NONTUMOR if tumor_on_top:
-                ignored = ignored.difference(shape)
-            case Label.NONTUMOR:
-                tumor, ignored = tumor.difference(shape), ignored.difference(shape)
-            case _:
-                ignored = ignored.union(shape)
-                tumor = tumor if tumor_on_top else tumor.difference(shape)
-    if tumor_on_top:
-        ignored = ignored.difference(tumor)
+    meanings, areas = outlines.meanings, shapely.area(outlines.shapes)
+    # From the bottom: tumor on top goes last, and of each the largest first, of equally large the earlier.
+    order = np.lexsort((np.arange(len(areas)), -areas, tumor_on_top & (meanings == Label.TUMOR)))
+    runs = np.split(order, np.flatnonzero(np.diff(meanings[order].astype(int))) + 1)
+    for run in runs if len(order) else ():
+        shape = shapely.union_all(outlines.shapes[run])
+        tumor, ignored = tumor.difference(shape), ignored.difference(shape)
+        if meanings[run[0]] == Label.TUMOR:
+            tumor = tumor.union(shape)
+        elif meanings[run[0]] == Label.IGNORED:
+            ignored = ignored.union(shape)
     return polygons_only(tumor), polygons_only(ignored)
