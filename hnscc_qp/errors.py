@@ -116,6 +116,10 @@ class ReviewLogError(HnsccQpError, ValueError):
     """The log of verdicts was changed, cut short, or can't be read."""
 
 
+class ReadersError(HnsccQpError, ValueError):
+    """A table of readers' calls is empty, contradicts itself, or names what the project does not have."""
+
+
 class StepError(HnsccQpError, RuntimeError):
     """A step can't start because an earlier one is not done."""
 

@@ -284,6 +284,13 @@ class Calibration(_Settings):
 
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Wanted on the development set where no threshold separates it perfectly."""
+    min_lesion_um2: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    """A slide is positive from a connected region over the threshold of this area on; 0, the paper's: any
+    block. `auto`: the smallest area with which the development set is separated, or else called best."""
+    miss_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Largest share of new positive patients missed, for the bound that `calibrate` states."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of that bound."""
 
 
 class Review(_Settings):
@@ -320,6 +327,15 @@ class Promotion(_Settings):
     resamples: Annotated[int, Field(ge=100)] = 2_000
     """Bootstrap samples of patients."""
     seed: int = 1
+
+
+class Readers(_Settings):
+    """Whose calls `compare` sets beside the AI's, besides those of the command line: docs/comparison.md."""
+
+    calls: Annotated[Names, Field(strict=False)] = ()
+    """CSV files from the study's folder on, or `NAME=FILE` where a file is of one reader."""
+    projects: Annotated[Names, Field(strict=False)] = ()
+    """`NAME=PROJECT`: readers' own copies of the QuPath project."""
 
 
 class Study(_Settings):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hnscc_qp import RESEARCH_USE_ONLY, __version__
-from hnscc_qp.cli import generations, loop, render
+from hnscc_qp.cli import evaluate, generations, loop, render
 from hnscc_qp.cli.options import Force, Json, StudyArg, Weights
 from hnscc_qp.cli.running import exit_with, make_context, run_step
 from hnscc_qp.errors import ExitCode, HnsccQpError, StudyError
@@ -366,6 +366,9 @@ def push(
             render.print_line(f"as before the last push: {', '.join(images)}")
         return
     run_step(context, plan_push if dry_run else push_detections, as_json=as_json)
+
+
+evaluate.add_commands(app)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 
 from hnscc_qp import RESEARCH_USE_ONLY
 from hnscc_qp.cli import render
+from hnscc_qp.cli.compared import print_comparison
 from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.table2 import accuracy_text, auc_text
 
@@ -290,6 +291,23 @@ def _calibrate(manifest: Manifest) -> None:
             f"{name}: sensitivity {counts['true positive']}/{positive}, "
             f"specificity {counts['true negative']}/{negative}"
         )
+    render.print_table(
+        "every threshold, on the development set",
+        ["votes", "score", "sensitivity", "specificity", "false µm² per mm² of negative slides"],
+        [
+            (
+                row["votes"],
+                f"{row['score']:.4f}",
+                *(
+                    _percent(row[name]["value"]) if row[name] else None
+                    for name in ("sensitivity", "specificity")
+                ),
+                None if row["false_um2_per_mm2"] is None else f"{row['false_um2_per_mm2']:.0f}",
+            )
+            for row in manifest["sweep"]
+            if row["set"] == "development"
+        ],
+    )
 
 
 def _regions(manifest: Manifest) -> None:
@@ -327,4 +345,5 @@ _PRINTERS: dict[str, Callable[[Manifest], None]] = {
     "calibrate": _calibrate,
     "regions": _regions,
     "push": _push,
+    "compare": print_comparison,
 }

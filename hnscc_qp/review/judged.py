@@ -49,6 +49,8 @@ class Judged:
     """Id and shape of each tumor annotation."""
     gaps: BaseGeometry
     """Where tumor is pointed at but not outlined."""
+    remarks: tuple[str, ...]
+    """Annotations that were skipped or repaired, each in one line."""
 
 
 def judge(
@@ -107,6 +109,7 @@ def judge(
             if tumorous
         ),
         gaps=shapely.union_all(list(outlines.marks)),
+        remarks=(*outlines.skipped, *outlines.repaired),
     )
 
 

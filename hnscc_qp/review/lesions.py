@@ -1,9 +1,9 @@
 """The AI's regions and the pathologist's lesions of one slide, measured and matched.
 
-A lesion is a connected piece of outlined tumor, as far as it lies in judged tissue. A region and a lesion match if
-they share area: a lesion that any region touches is detected, one that none touches is missed, a region that
-touches no lesion is false. Sizes are by longest diameter and say nothing of staging, which needs the size of the
-metastasis in all sections.
+A lesion is a connected piece of outlined tumor, as far as it lies in judged tissue. A region and a lesion
+match if they share area: a lesion that any region touches is detected, one that none touches is missed, a
+region that touches no lesion is false. Sizes are by longest diameter and say nothing of staging, which
+needs the size of the metastasis in all sections.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def measure_levels(score_map: ScoreMap, judged: Judged, block_um2: NDArray[np.fl
         judged: what can be judged on it.
         block_um2: (rows, columns) area of each block within the image.
     """
-    blocked = _blocks_of(judged.gaps, judged) > 0
+    blocked = blocks_of(judged.gaps, judged) > 0
     largest, regions, false_regions = [], [], []
     for _, labels, count in regions_by_level(score_map):
         flat = labels.ravel()
-        area = np.bincount(flat, block_um2.ravel(), minlength=count + 1)[1:]
+        area = np.bincount(flat, block_um2.ravel(), minlength=count + 1)[1:].astype(np.float64)
         largest.append(float(area.max(initial=0.0)))
         regions.append(count)
         matches = _matches(flat, count, area, judged, blocked)
@@ -136,7 +136,7 @@ def match_lesions(
         for number, (piece, _) in enumerate(pieces)
     )
     areas = np.array([region.area_um2 for region in regions])
-    blocked = _blocks_of(judged.gaps, judged) > 0
+    blocked = blocks_of(judged.gaps, judged) > 0
     matches = _matches(labels.ravel(), count, areas, judged, blocked)
     overlap = np.bincount(labels.ravel(), judged.tumor_um2.ravel(), minlength=count + 1)[1:]
     lesions = []
@@ -181,7 +181,11 @@ def edge_distance_mm(shape: BaseGeometry, edge: BaseGeometry, pixel_size: PixelS
 
 
 def _matches(
-    flat: NDArray[np.integer], count: int, area: NDArray[np.float64], judged: Judged, blocked: NDArray[np.bool_]
+    flat: NDArray[np.integer],
+    count: int,
+    area: NDArray[np.float64],
+    judged: Judged,
+    blocked: NDArray[np.bool_],
 ) -> list[Literal["detected", "false", "not judged"]]:
     """What each region is to the pathologist; `flat`: (blocks,) its number, from 1."""
     tumor = np.bincount(flat, judged.tumor_um2.ravel(), minlength=count + 1)[1:]
@@ -220,7 +224,8 @@ def _overlaps(
     return find_overlaps(array, blocks)
 
 
-def _blocks_of(shape: BaseGeometry, judged: Judged) -> NDArray[np.float64]:
+def blocks_of(shape: BaseGeometry, judged: Judged) -> NDArray[np.float64]:
+    """How much of each block an area covers: (rows, columns) QuPath px²."""
     block, _, area = _overlaps(list(shapely.get_parts(shape)), judged)
     rows, columns = judged.grid.rows, judged.grid.columns
     return np.bincount(block, area, minlength=rows * columns).reshape(rows, columns).astype(np.float64)

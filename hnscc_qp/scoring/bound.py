@@ -71,7 +71,7 @@ def bound_misses(slides: Sequence[SlideScore], *, alpha: float, confidence: floa
             f"these; that one misses {missed} of {on}."
         )
     elif len(best) < needed:
-        sentence = f"No threshold can promise {wish}: there are {on}, and at least {needed} are needed."
+        sentence = f"No threshold can promise {wish}: that takes {needed} positive patients; here: {on}."
     else:
         sentence = f"No threshold has {wish}: too many of {on} are missed even at one vote."
     return MissBound(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hnscc_qp.errors import CohortError
+from hnscc_qp.scoring.extent import votes_reached
 
 LEVELS = 16
 """Windows over a block at the method's stride, and so the largest number of votes."""
@@ -24,6 +25,14 @@ class SlideScore:
     """0..levels"""
     levels: int = LEVELS
     """Windows over a block: 16, or 4 or 64 where the slide was scored at another stride."""
+    largest_um2: tuple[float, ...] = ()
+    """Area of the largest connected region that reaches each level; () where no smallest area counts."""
+
+    def at_least(self, min_lesion_um2: float) -> SlideScore:
+        """The slide by its regions of at least some area alone; with 0, as it is."""
+        if min_lesion_um2 <= 0:
+            return self
+        return replace(self, max_votes=votes_reached(self.largest_um2, min_lesion_um2))
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_votes <= self.levels:
@@ -42,7 +51,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A slide is positive if any block has at least `votes` votes."""
+    """A slide is positive if a region of at least `votes` votes is large enough (with 0, any block)."""
 
     votes: int
     """1..levels"""
@@ -62,6 +71,7 @@ class Threshold:
     """All levels, from 1 vote to all."""
     sentence: str
     """The choice and its reason, for people."""
+    min_lesion_um2: float = 0.0
 
     @property
     def score(self) -> float:
@@ -126,6 +136,52 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
             f"{len(false_alarms)} of {len(negatives)} negative ones."
         ),
     )
+
+
+def choose_threshold_and_area(slides: Sequence[SlideScore], *, sensitivity: float) -> Threshold:
+    """Choose the threshold together with the smallest lesion area, by the same rule.
+
+    It is the smallest area with which the development set is separated; where no area separates it, the one
+    with the highest specificity at the wanted sensitivity, and of those the smallest. Areas that can make a
+    difference lie just above the largest region of a negative slide at some threshold.
+
+    Args:
+        slides: the development set, with `largest_um2`.
+        sensitivity: as `choose_threshold`.
+
+    Raises:
+        CohortError: as `choose_threshold`.
+    """
+    most = max((max(slide.largest_um2, default=0.0) for slide in slides if slide.positive), default=0.0)
+    areas = {
+        math.floor(area) + 1.0
+        for slide in slides
+        if not slide.positive
+        for area in slide.largest_um2
+        if 0 < area < most
+    }
+    best = choose_with_area(slides, 0.0, sensitivity=sensitivity)
+    for area in sorted(areas):
+        if best.separates:
+            break
+        tried = choose_with_area(slides, area, sensitivity=sensitivity)
+        if _merit(tried, sensitivity) > _merit(best, sensitivity):
+            best = tried
+    return best
+
+
+def choose_with_area(slides: Sequence[SlideScore], min_lesion_um2: float, *, sensitivity: float) -> Threshold:
+    """`choose_threshold` where only regions of at least some area count."""
+    chosen = choose_threshold([slide.at_least(min_lesion_um2) for slide in slides], sensitivity=sensitivity)
+    if min_lesion_um2 <= 0:
+        return chosen
+    sentence = f"Only regions of at least {min_lesion_um2:.0f} µm² count. {chosen.sentence}"
+    return replace(chosen, min_lesion_um2=min_lesion_um2, sentence=sentence)
+
+
+def _merit(threshold: Threshold, wanted: float) -> tuple[bool, float, float]:
+    # More sensitivity than wanted is no merit.
+    return threshold.separates, min(threshold.sensitivity, wanted), threshold.specificity or 0.0
 
 
 def votes_for(score: float, levels: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hnscc_qp.errors import StepError
 from hnscc_qp.steps.calibrate import calibrate_study
+from hnscc_qp.steps.compare import compare_study
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.steps.mine import mine_negatives
 from hnscc_qp.steps.patches import make_patches
@@ -27,6 +28,7 @@ STEPS: tuple[tuple[str, Callable[[Context], Manifest]], ...] = (
     ("threshold", calibrate_study),
     ("regions", draw_regions),
     ("detections for QuPath", push_detections),
+    ("comparison with manual review", compare_study),
 )
 
 
