@@ -367,6 +367,7 @@ class Study(_Settings):
     review: Review = Review()
     retraining: Retraining = Retraining()
     promotion: Promotion = Promotion()
+    readers: Readers = Readers()
 
     @property
     def root(self) -> Path:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from hnscc_qp.geometry import Mpp, PixelSize
 from hnscc_qp.review.comparison import Disagreement, Lesion, Reason, TruthLesion
 from hnscc_qp.review.measure import MeasuredSlide
 from hnscc_qp.review.readers import Calls
-from hnscc_qp.review.reasons import SMALL_MM, cohort_density, why_false, why_missed
+from hnscc_qp.review.reasons import SMALL_MM, median_of, why_false, why_missed
 
 MANUAL = "manual review"
 Kind = Literal["slide missed", "slide false alarm", "lesion missed", "false region", "reader"]
@@ -27,7 +29,7 @@ def list_disagreements(
         measured: the slides.
         readers: each reader's calls.
     """
-    cohort = cohort_density([one.density for one in measured])
+    cohort = median_of(np.array([one.density for one in measured], np.float32))
     found: list[Disagreement] = []
     for one in measured:
         of_slide = _of_lesions(one, cohort)

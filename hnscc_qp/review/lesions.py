@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial.distance import pdist
 from shapely.geometry.base import BaseGeometry
 
-from hnscc_qp.geometry import PixelSize
+from hnscc_qp.geometry import Grid, PixelSize
 from hnscc_qp.patches.territories import Windows, find_overlaps
 from hnscc_qp.review.comparison import Lesion, SideName, Stratum, TruthLesion
 from hnscc_qp.review.froc import EvaluationLesion
@@ -69,7 +69,7 @@ def measure_levels(score_map: ScoreMap, judged: Judged, block_um2: NDArray[np.fl
         judged: what can be judged on it.
         block_um2: (rows, columns) area of each block within the image.
     """
-    blocked = blocks_of(judged.gaps, judged) > 0
+    blocked = _blocks_of(judged.gaps, judged) > 0
     largest, regions, false_regions = [], [], []
     for _, labels, count in regions_by_level(score_map):
         flat = labels.ravel()
@@ -113,7 +113,7 @@ def match_lesions(
     labels, count = ndimage.label(score_map.votes >= threshold_votes)
     assert count == len(regions)
     pieces = _pieces(judged)
-    piece_block, piece_number, piece_area = _overlaps([piece for piece, _ in pieces], judged)
+    piece_block, piece_number, piece_area = overlaps([piece for piece, _ in pieces], judged.grid)
     region_of = labels.ravel()[piece_block]
     names = _names(pieces, judged)
     touching = piece_area * pixel_size.area_um2(1.0) > _TOUCH_UM2
@@ -136,7 +136,7 @@ def match_lesions(
         for number, (piece, _) in enumerate(pieces)
     )
     areas = np.array([region.area_um2 for region in regions])
-    blocked = blocks_of(judged.gaps, judged) > 0
+    blocked = _blocks_of(judged.gaps, judged) > 0
     matches = _matches(labels.ravel(), count, areas, judged, blocked)
     overlap = np.bincount(labels.ravel(), judged.tumor_um2.ravel(), minlength=count + 1)[1:]
     lesions = []
@@ -208,11 +208,10 @@ def _pieces(judged: Judged) -> list[tuple[BaseGeometry, BaseGeometry]]:
     return found
 
 
-def _overlaps(
-    shapes: Sequence[BaseGeometry], judged: Judged
+def overlaps(
+    shapes: Sequence[BaseGeometry], grid: Grid
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
     """Block number, shape number and area in QuPath px² of every overlap of disjoint shapes with blocks."""
-    grid = judged.grid
     width, height = grid.block_qupath
     blocks = Windows(
         np.arange(grid.columns, dtype=float) * width,
@@ -224,19 +223,21 @@ def _overlaps(
     return find_overlaps(array, blocks)
 
 
-def blocks_of(shape: BaseGeometry, judged: Judged) -> NDArray[np.float64]:
-    """How much of each block an area covers: (rows, columns) QuPath px²."""
-    block, _, area = _overlaps(list(shapely.get_parts(shape)), judged)
+def _blocks_of(shape: BaseGeometry, judged: Judged) -> NDArray[np.float64]:
+    block, _, area = overlaps(list(shapely.get_parts(shape)), judged.grid)
     rows, columns = judged.grid.rows, judged.grid.columns
     return np.bincount(block, area, minlength=rows * columns).reshape(rows, columns).astype(np.float64)
 
 
 def _names(pieces: Sequence[tuple[BaseGeometry, BaseGeometry]], judged: Judged) -> list[str]:
     """Each piece by its largest annotation; several of one annotation by their number."""
+    ids = [known_as for known_as, _ in judged.annotations]
+    shapes = np.array([shape for _, shape in judged.annotations], object)
+    tree = shapely.STRtree(shapes)
     owners = []
     for _, drawn in pieces:
-        shared = [(shape.intersection(drawn).area, known_as) for known_as, shape in judged.annotations]
-        owners.append(max(shared, key=lambda item: item[0])[1])
+        near = np.sort(tree.query(drawn, predicate="intersects"))
+        owners.append(ids[near[int(np.argmax(shapely.area(shapely.intersection(shapes[near], drawn))))]])
     names = []
     for index, owner in enumerate(owners):
         several = owners.count(owner) > 1

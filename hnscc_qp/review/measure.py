@@ -17,8 +17,8 @@ from hnscc_qp.review.agreement import exact_overlap, grid_overlap
 from hnscc_qp.review.comparison import Call, Lesion, Overlap, SideName, SlideResult, TruthLesion
 from hnscc_qp.review.froc import SlideDetections, evaluation_lesions, find_peaks, match_detections
 from hnscc_qp.review.judged import Judged, judge
-from hnscc_qp.review.lesions import Whose, blocks_of, match_lesions, measure_levels
-from hnscc_qp.review.reasons import Looks, StainMap, look, read_stain
+from hnscc_qp.review.lesions import Whose, match_lesions, measure_levels, overlaps
+from hnscc_qp.review.reasons import Looks, StainMap, look, median_of, read_stain
 from hnscc_qp.scoring.extent import block_areas_um2, votes_reached
 from hnscc_qp.scoring.regions import TumorRegion, vectorize
 from hnscc_qp.scoring.score_map import ScoreMap
@@ -173,7 +173,7 @@ def measure_slide(
             lesions, truth, outlines=outlines, judged=judged, stain=stain, tissue=tissue, score_map=score_map
         ),
         tumor=shapely.union(judged.tumor, judged.gaps),
-        density=look(tissue, stain, tissue, score_map.coverage).slide_density,
+        density=median_of(stain.density[tissue]),
         unreadable=score_map.unreadable,
         model=model_hash,
         notes=tuple(f"{facts.image}: {line}" for line in judged.remarks),
@@ -216,7 +216,11 @@ def _look_at_errors(
     for one in missed:
         place = shapely.Point(one.x_qupath, one.y_qupath)
         wanted[one.id] = pieces[int(np.argmin(shapely.distance(pieces, place)))]
+    slide_blueness = median_of(stain.blueness[tissue])
+    block, number, _ = overlaps(list(wanted.values()), judged.grid)
     return {
-        known_as: Seen(look(blocks_of(shape, judged) > 0, stain, tissue, score_map.coverage), shape)
-        for known_as, shape in wanted.items()
+        known_as: Seen(
+            look(block[number == index], stain, score_map.coverage, slide_blueness=slide_blueness), shape
+        )
+        for index, (known_as, shape) in enumerate(wanted.items())
     }

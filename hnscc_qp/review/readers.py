@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import cohen_kappa_score
 
 from hnscc_qp.errors import ReadersError, listed
 from hnscc_qp.review.comparison import PairKappa, ReaderResult, Readers
@@ -224,12 +223,14 @@ def cohens_kappa(
         counts: (n,) how often each slide counts.
     """
     first, second = np.asarray(first, np.bool_), np.asarray(second, np.bool_)
-    some = np.ones(len(first), np.bool_) if counts is None else counts > 0
-    if not some.any() or len({*first[some].tolist(), *second[some].tolist()}) < 2:
+    counts = np.ones(len(first), np.int64) if counts is None else counts
+    total = int(counts.sum())
+    if not total:
         return None
-    return float(
-        cohen_kappa_score(first[some], second[some], sample_weight=None if counts is None else counts[some])
-    )
+    agreed = float(counts @ (first == second)) / total
+    positive, also = float(counts @ first) / total, float(counts @ second) / total
+    by_chance = positive * also + (1 - positive) * (1 - also)
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
 def fleiss_kappa(calls: ArrayLike) -> float | None:

@@ -5,7 +5,6 @@ The rules look at size, stain and shape only. They sort a list and judge no tiss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +47,6 @@ class Looks:
 
     density: float
     """Mean over its blocks."""
-    slide_density: float
-    """Median over the slide's tissue."""
     blueness: float
     slide_blueness: float
     """Median over the slide's tissue."""
@@ -76,17 +73,30 @@ def read_stain(slide: Slide, grid: Grid) -> StainMap:
     return StainMap(density, blueness)
 
 
+def median_of(values: NDArray[np.float32]) -> float:
+    """Of the finite values; 0 of none."""
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else 0.0
+
+
 def look(
-    blocks: NDArray[np.bool_], stain: StainMap, tissue: NDArray[np.bool_], coverage: NDArray[np.uint8]
+    blocks: NDArray[np.intp], stain: StainMap, coverage: NDArray[np.uint8], *, slide_blueness: float
 ) -> Looks:
-    """What is seen at some blocks of a slide; all arrays are (rows, columns)."""
-    inside = blocks if blocks.any() else tissue
+    """What is seen at some blocks of a slide.
+
+    Args:
+        blocks: their numbers, row by row.
+        stain: of the slide.
+        coverage: (rows, columns) windows over each block.
+        slide_blueness: median over the slide's tissue.
+    """
+    blueness = stain.blueness.ravel()[blocks]
+    blueness = blueness[np.isfinite(blueness)]
     return Looks(
-        density=_mean(stain.density[inside]),
-        slide_density=_median(stain.density[tissue]),
-        blueness=_mean(stain.blueness[inside]),
-        slide_blueness=_median(stain.blueness[tissue]),
-        looked_at=float((coverage[inside] > 0).mean()) if inside.any() else 0.0,
+        density=float(stain.density.ravel()[blocks].mean()) if len(blocks) else 0.0,
+        blueness=float(blueness.mean()) if len(blueness) else 0.0,
+        slide_blueness=slide_blueness,
+        looked_at=float((coverage.ravel()[blocks] > 0).mean()) if len(blocks) else 0.0,
     )
 
 
@@ -148,11 +158,6 @@ def why_false(
     )
 
 
-def cohort_density(looks: Sequence[float]) -> float:
-    """The median of the slides' densities; 0 of none."""
-    return _median(np.array(looks, np.float32))
-
-
 def _weak(looks: Looks, cohort: float) -> tuple[Reason, str] | None:
     if looks.density < WEAK * cohort:
         return (
@@ -168,13 +173,3 @@ def _roundness(shape: BaseGeometry) -> tuple[float, float]:
     sides = sorted(np.hypot(*np.diff(corners[:3], axis=0).T).tolist())
     hull = shape.convex_hull.area
     return shape.area / hull if hull else 0.0, sides[-1] / sides[0] if sides and sides[0] else np.inf
-
-
-def _mean(values: NDArray[np.float32]) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else 0.0
-
-
-def _median(values: NDArray[np.float32]) -> float:
-    values = values[np.isfinite(values)]
-    return float(np.median(values)) if len(values) else 0.0

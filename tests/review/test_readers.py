@@ -6,6 +6,9 @@ from math import comb
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 
 from hnscc_qp.errors import ReadersError
 from hnscc_qp.review.readers import cohens_kappa, compare_readers, fleiss_kappa, mcnemar, read_calls
@@ -26,6 +29,18 @@ def test_cohens_kappa_of_a_worked_example():
     assert cohens_kappa(first, second) == pytest.approx(0.4)
     assert cohens_kappa([True, True], [True, True]) is None
     assert cohens_kappa([], []) is None
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=12))
+def test_cohens_kappa_of_slides_that_count_several_times_is_scikit_learns(slides):
+    first, second, counts = map(np.array, zip(*slides, strict=True))
+    kappa = cohens_kappa(first, second, counts)
+    ones, others = np.repeat(first, counts), np.repeat(second, counts)
+    if len({*ones.tolist(), *others.tolist()}) < 2:
+        assert kappa is None
+    else:
+        assert kappa == pytest.approx(cohen_kappa_score(ones, others))
 
 
 def test_fleiss_kappa_is_its_definition_pair_by_pair():

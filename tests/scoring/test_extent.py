@@ -20,7 +20,7 @@ from hnscc_qp.scoring.threshold import SlideScore, choose_threshold_and_area, ch
 @pytest.mark.parametrize("seed", range(4))
 def test_areas_are_those_of_the_outlines(make_score_map: MapMaker, seed: int) -> None:
     votes = np.random.default_rng(seed).integers(0, 17, (9, 11)).astype(np.uint8)
-    score_map = make_score_map(votes, pixel_size=(0.5, 0.25), cut=3.0)
+    score_map = make_score_map(votes, pixel_size=(0.5, 0.25), cut=0.4)
     blocks, largest = block_areas_um2(score_map), largest_regions(score_map)
     summed = area_by_level(score_map, blocks)
     for level, labels, count in regions_by_level(score_map):

@@ -35,7 +35,7 @@ def drawn_map(votes: Votes) -> ScoreMap:
 
 
 def write_scored(folder: Path, maps: Mapping[str, Votes], *, study: Path | None = None) -> Path:
-    """A study of six slides with the given score maps; slides without one are scored as nothing."""
+    """A study with the given score maps, of six slides if none is given; the others are scored as nothing."""
     study = study or write_study(folder)
     context = Context(load_study(study), progress=SILENT)
     make_patches(context)
