@@ -18,6 +18,7 @@ from scipy import ndimage
 from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.geometry import PixelSize
+from hnscc_qp.patches.territories import polygons_only
 from hnscc_qp.review.comparison import Overlap
 from hnscc_qp.review.intervals import RESAMPLES, Estimate, bootstrap
 
@@ -41,9 +42,14 @@ class SlideAreas:
 
 
 def exact_overlap(ai: BaseGeometry, truth: BaseGeometry, pixel_size: PixelSize) -> Overlap:
-    """Agreement of two valid areas in QuPath px, exact up to the rounding of coordinates."""
+    """Agreement of two areas in QuPath px, exact up to the rounding of coordinates.
+
+    Lines and points that an intersection has left in them are dropped.
+    """
     scale = (pixel_size.x, pixel_size.y)
-    ai, truth = (shapely.transform(shape, lambda points: points * scale) for shape in (ai, truth))
+    ai, truth = (
+        shapely.transform(polygons_only(shape), lambda points: points * scale) for shape in (ai, truth)
+    )
     both = ai.intersection(truth).area
     distances = None
     if ai.area > 0 and truth.area > 0:

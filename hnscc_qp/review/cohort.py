@@ -17,7 +17,7 @@ from hnscc_qp.review.comparison import (
     StratumResult,
 )
 from hnscc_qp.review.froc import froc
-from hnscc_qp.review.intervals import Proportion, bootstrap, proportion, weighted_auc
+from hnscc_qp.review.intervals import Estimate, Proportion, bootstrap, proportion, weighted_auc
 from hnscc_qp.review.lesions import STRATA
 from hnscc_qp.review.measure import MeasuredSlide
 from hnscc_qp.scoring.extent import votes_reached
@@ -46,7 +46,6 @@ def set_figures(
     truth_area = sum(one.truth_um2 for one in areas)
     lesions = [lesion for one in outlined for lesion in one.truth]
     detections = [one.detections for one in outlined if one.detections is not None]
-    truth = [one.truth == "positive" for one in called]
     reached = [reached_votes(one, min_lesion_um2) for one in called]
     return SetFigures(
         set=name,
@@ -58,7 +57,7 @@ def set_figures(
         sensitivity=_share_right(called, "positive"),
         specificity=_share_right(called, "negative"),
         accuracy=proportion(sum(one.call == one.truth for one in called), len(called)),
-        auc=bootstrap([one.patient for one in called], lambda counts: weighted_auc(truth, reached, counts)),
+        auc=_auc(called, reached),
         dice=pooled(areas, dice),
         iou=pooled(areas, iou),
         area_ratio=sum(one.ai_um2 for one in areas) / truth_area if truth_area else None,
@@ -160,6 +159,16 @@ def roc(called: Sequence[SlideResult], min_lesion_um2: float) -> tuple[RocPoint,
         )
         for votes in range(levels + 1, -1, -1)
     )
+
+
+def _auc(called: Sequence[SlideResult], reached: Sequence[int]) -> Estimate | None:
+    truth = [one.truth == "positive" for one in called]
+    patients = [one.patient for one in called]
+    estimate = bootstrap(patients, lambda counts: weighted_auc(truth, reached, counts))
+    both = [{one.patient for one in called if one.truth == status} for status in ("positive", "negative")]
+    if estimate and min(map(len, both)) < 2:
+        return Estimate(estimate.value, None)  # one patient's slides on a side: nothing varies there
+    return estimate
 
 
 def _share_right(called: Sequence[SlideResult], truth: str) -> Proportion | None:

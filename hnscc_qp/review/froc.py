@@ -30,7 +30,7 @@ from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.review.comparison import Froc, FrocPoint
-from hnscc_qp.review.intervals import RESAMPLES, bootstrap
+from hnscc_qp.review.intervals import RESAMPLES, Estimate, bootstrap
 
 FALSE_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 AROUND_UM = 37.5
@@ -111,6 +111,8 @@ def froc(slides: Sequence[SlideDetections], *, resamples: int = RESAMPLES, seed:
     score = bootstrap(patients, statistic, resamples=resamples, seed=seed)
     if curve is None or score is None:
         return None
+    if len({slide.patient for slide in slides if slide.hits}) < 2:
+        score = Estimate(score.value, None)  # one patient's lesions: nothing varies
     false_per_slide, sensitivity = curve
     return Froc(
         points=tuple(

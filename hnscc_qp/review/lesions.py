@@ -191,7 +191,7 @@ def _matches(
     tumor = np.bincount(flat, judged.tumor_um2.ravel(), minlength=count + 1)[1:]
     seen = np.bincount(flat, judged.judged_um2.ravel(), minlength=count + 1)[1:]
     pointed = np.bincount(flat, blocked.ravel(), minlength=count + 1)[1:] > 0
-    unclear = ~judged.outlined | pointed | (seen < _LEAST_JUDGED * area)
+    unclear = pointed | (seen < _LEAST_JUDGED * area) | (not judged.outlined)
     return [
         "detected" if found else "not judged" if doubtful else "false"
         for found, doubtful in zip(tumor > _TOUCH_UM2, unclear, strict=True)

@@ -1,8 +1,8 @@
 """AI beside people, or beside another model: who calls which slide positive.
 
-Cohen's kappa (Cohen 1960) is scikit-learn's; Fleiss' kappa (Fleiss 1971, Psychological Bulletin 76:378-382)
-takes all readers at once; McNemar's test is the exact one, on the slides of which one is right and the
-other wrong (McNemar 1947). All are of slides that both, or all, have called: who called what else is
+Cohen's kappa (Cohen 1960) is of two, Fleiss' (Fleiss 1971, Psychological Bulletin 76:378-382) of all readers
+at once; McNemar's test is the exact one, on the slides of which one is right and the other wrong (McNemar
+1947). All are of slides that both, or all, have called: who called what else is
 counted and named.
 """
 

@@ -8,7 +8,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import affinity
-from shapely.geometry import MultiPolygon, Point, box
+from shapely.geometry import LineString, MultiPolygon, Point, box
 
 from hnscc_qp.geometry import Mpp, PixelSize
 from hnscc_qp.review.agreement import SlideAreas, dice, exact_overlap, grid_overlap, iou, pooled
@@ -94,6 +94,12 @@ def test_nothing_outlined_and_nothing_found_has_no_figure():
     assert (missed.dice, missed.area_ratio, missed.boundary_mean_um) == (0.0, 0.0, None)
     false = exact_overlap(box(0, 0, 1, 1), empty, ONE_UM)
     assert (false.dice, false.area_ratio) == (0.0, None)
+
+
+def test_a_line_that_an_intersection_left_is_no_area():
+    area = box(0, 0, 100, 100)
+    with_line = shapely.GeometryCollection([area, LineString([(100, 50), (300, 50)])])
+    assert exact_overlap(with_line, area, ONE_UM) == exact_overlap(area, area, ONE_UM)
 
 
 def test_pooled_figures_are_of_areas_added_up_not_of_means():

@@ -115,6 +115,9 @@ def test_slides_lesions_and_areas_are_what_was_drawn(study: Path, call) -> None:
         "disagreements",
     ):
         assert rows_of(study / FOLDER / "compare" / f"{name}.csv"), name
+    # With 37.5 µm around it the tumour's major axis is 271 µm: isolated cells to CAMELYON16.
+    assert all(one.isolated_cells for one in comparison.truth_lesions)
+    assert all(one.froc is None for one in comparison.figures)
     assert "sensitivity" in out and "100.0 % (" in out
 
 
