@@ -29,20 +29,31 @@ def pull(
         str | None,
         typer.Option(metavar="NAME", help="who drew, edited and deleted: QuPath notes no name for that"),
     ] = None,
+    diff: Annotated[
+        bool,
+        typer.Option("--diff", help="show what was added, removed and changed since the last push, too"),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Read the pathologist's verdicts into the review log."""
-    from hnscc_qp.cli.loopsummary import print_pull
+    from hnscc_qp.cli.loopsummary import print_diff, print_pull
     from hnscc_qp.review.verdicts import UNKNOWN_REVIEWER
     from hnscc_qp.steps.pull import pull_verdicts
 
     context = make_context(study, as_json=as_json)
     manifest = pull_verdicts(context, project=project, reviewer=reviewer or UNKNOWN_REVIEWER)
+    if diff:
+        from hnscc_qp.steps.pulldiff import diff_review
+        from hnscc_qp.steps.pullsource import open_reviewed
+
+        manifest["diff"] = diff_review(context, open_reviewed(context, project))
     if as_json:
         render.print_json(manifest)
     else:
         print_pull(manifest, log=context.study.root / "review")
-    exit_with(manifest)
+        if diff:
+            print_diff(manifest["diff"])
+    exit_with(manifest, *([manifest["diff"]] if diff else []))
 
 
 def show_log(

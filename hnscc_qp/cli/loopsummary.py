@@ -40,6 +40,30 @@ def print_pull(manifest: Manifest, *, log: Path) -> None:
     )
 
 
+def print_diff(diff: Manifest) -> None:
+    """Areas by slide and class where they differ, and where the pictures are."""
+    columns = ("before_um2", "after_um2", "added_um2", "removed_um2", "changed_in_um2", "changed_out_um2")
+    rows = [row for row in diff["rows"] if any(row[name] for name in columns[2:])]
+    if not rows:
+        render.print_line(f"nothing differs since generation {diff['since']} was pushed")
+        return
+    render.print_table(
+        f"mm² since generation {diff['since']} was pushed",
+        ["image", "class", "before", "now", "added", "removed", "from other classes", "now in"],
+        [
+            (
+                row["image"],
+                row["path_class"],
+                *(f"{row[name] / 1e6:.4f}" if row[name] else None for name in columns[:5]),
+                ", ".join(f"{area / 1e6:.4f} {name}" for name, area in row["into"].items()) or None,
+            )
+            for row in rows
+        ],
+    )
+    for path in diff["files"]:
+        render.print_line(path)
+
+
 def print_log(path: Path, check: LogCheck) -> None:
     """Every entry in a line, up to the first break."""
     render.print_table(

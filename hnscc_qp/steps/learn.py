@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hnscc_qp.files import sha256_file, write_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.patches.frozen import FrozenSides, read_frozen
-from hnscc_qp.review.log import Entry
-from hnscc_qp.review.verdict_lessons import lessons_from
-from hnscc_qp.review.verdicts import ImageLessons, LessonKind, Lessons, Verdict
+from hnscc_qp.review.verdicts import ImageLessons, LessonKind, Lessons
 from hnscc_qp.steps.cohort import sides_file
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.steps.lessonfile import LESSONS_FILE, STEP, lessons_as_json
 from hnscc_qp.steps.promote import log_entries
-
-VERDICT = "verdict"
+from hnscc_qp.steps.pull import VERDICT_EVENT, read_lessons
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +72,9 @@ def taught_now(context: Context) -> TaughtNow:
         ReviewLogError: the log's chain is broken.
         StepError: the file of the patients' sides is damaged.
     """
-    entries = log_entries(context.study, VERDICT)
+    entries = log_entries(context.study, VERDICT_EVENT)
     head = entries[-1].hash if entries else None
-    found = (
-        Lessons((), (), {}, head)
-        if not entries
-        else lessons_from(
-            _standing(entries),
-            present=[(image.entry_id, image.uri.rpartition("/")[2]) for image in context.project.images],
-            settings=context.study.review,
-            classes=context.study.classes,
-            head=head,
-        )
-    )
+    found = read_lessons(context, entries=entries)
     frozen = read_frozen(sides_file(context))
     admitted, refused = [], {}
     for image in found:
@@ -131,17 +118,6 @@ def learn_from_review(context: Context) -> Manifest:
     )
     write_manifest(folder, manifest)
     return manifest
-
-
-def _standing(entries: Iterable[Entry]) -> list[Verdict]:
-    """The last word of every reviewer on every object, in the order of the chain."""
-    last: dict[tuple[str, str, str], Verdict] = {}
-    for entry in entries:
-        verdict = Verdict.from_json(entry.body)
-        key = (*verdict.subject, verdict.reviewer)
-        last.pop(key, None)
-        last[key] = verdict
-    return list(last.values())
 
 
 def _tests(image: ImageLessons, frozen: FrozenSides | None) -> bool:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hnscc_qp.errors import StudyError, listed
-from hnscc_qp.generation import Generation
+from hnscc_qp.generation import Generation, all_generations
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.qupath.project import ImageEntry, Project, open_project
 from hnscc_qp.review.log import now
@@ -118,9 +118,7 @@ def slide_file(image: ImageEntry) -> str:
 
 def pushed_generations(context: Context) -> tuple[Generation, ...]:
     """The generations that pushed something, the oldest first."""
-    folder = context.study.root / "generations"
-    found = sorted(path for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
-    return tuple(Generation(path) for path in found if (path / push.STEP).is_dir())
+    return tuple(one for one in all_generations(context.study) if one.step(push.STEP).is_dir())
 
 
 def read_pushes(pushes: Sequence[Generation], image: ImageEntry) -> tuple[PushedImage, ...]:
