@@ -302,6 +302,17 @@ class Review(_Settings):
     """What a deleted detection is: nothing certain, and so shown to no network; or rejected."""
     learn_cut_off: bool = True
     """Whether what was cut off a detection when it was redrawn is a hard negative."""
+    queue_length: Annotated[int, Field(gt=0)] = 40
+    """Places that `queue` asks to look at."""
+    random_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of them that is drawn at random, whatever their value, so that error rates can be estimated."""
+    place_um: Annotated[int, Field(ge=100, multiple_of=20)] = 400
+    """Side of the squares that tissue without detections is looked at in."""
+    queue_weights: Annotated[tuple[float, float, float, float], Field(strict=False)] = (1.0, 1.0, 1.0, 1.0)
+    """What counts how much for a place's value: disagreement of the stages, nearness to the threshold,
+    novelty of the tissue, size."""
+    retrain_after: Annotated[int, Field(ge=0)] = 0
+    """New verdicts after which `watch` retrains; 0: never by itself."""
 
 
 class Retraining(_Settings):

@@ -1,8 +1,9 @@
 /*
- * Takes the regions that hnscc-qp found into the current image, as detections of class "AI: Tumor".
+ * Takes the regions that hnscc-qp found into the current image, as detections of class "AI: Tumor", and the
+ * boxes of its review queue, as detections of class "AI: Review".
  *
- * Reads <project folder>/ai-detections/<entry id> <image name>.geojson. Earlier detections of ours are
- * replaced, unless a pathologist has touched them: one whose outline was edited, or that was locked, named,
+ * Reads <project folder>/ai-detections/<entry id> <image name>.geojson, and the same in ai-review/ for the
+ * boxes. Earlier detections of ours are replaced, unless a pathologist has touched them: one whose outline was edited, or that was locked, named,
  * coloured or given another class, stays as it is, and so does everything else in the image. What a
  * pathologist accepted, rejected or deleted does not come back. Running it twice changes nothing.
  *
@@ -31,15 +32,19 @@ if (entry == null) {
 def image = entry.getImageName()
 
 // The entry's id finds the file: an image may have been renamed in QuPath since.
-def folder = getProject().getPath().getParent().resolve('ai-detections').toFile()
-def files = (folder.listFiles() ?: []).findAll {
-    it.getName().startsWith(entry.getID() + ' ') && it.getName().endsWith('.geojson')
+def findFile = { name ->
+    def folder = getProject().getPath().getParent().resolve(name).toFile()
+    def files = (folder.listFiles() ?: []).findAll {
+        it.getName().startsWith(entry.getID() + ' ') && it.getName().endsWith('.geojson')
+    }
+    return files.isEmpty() ? null : files.max { it.lastModified() }
 }
-if (files.isEmpty()) {
-    println image + ': no AI detections in ' + folder + '; run: hnscc-qp push STUDY'
+def detectionsFile = findFile('ai-detections')
+def boxesFile = findFile('ai-review')
+if (detectionsFile == null && boxesFile == null) {
+    println image + ': no AI detections beside ' + getProject().getPath() + '; run: hnscc-qp push STUDY'
     return
 }
-def file = files.max { it.lastModified() }
 
 // An id of version 5 is one that hnscc-qp gave, and its end seals the outline that it was given to, as in
 // hnscc_qp/qupath/ownership.py: a hash over the corners, on QuPath's grid of 0.01 px, in whatever order.
@@ -109,40 +114,51 @@ def hasForeignMetadata = { item ->
     item.metaClass.respondsTo(item, 'getMetadata') && item.getMetadata().keySet().any { !it.startsWith('AI ') }
 }
 
-def isAlike = { item ->
-    item.isDetection() && item.getID().version() == 5 && item.getPathClass()?.toString() == 'AI: Tumor' &&
+def isAlike = { item, wantedClass ->
+    item.isDetection() && item.getID().version() == 5 && item.getPathClass()?.toString() == wantedClass &&
         !item.isLocked() && item.getName() == null && item.getColor() == null && !item.hasChildObjects() &&
         !hasForeignMetadata(item)
 }
 
-def incoming = PathIO.readObjects(file)  // read all of it before anything is changed
-def hierarchy = getCurrentHierarchy()
-def present = hierarchy.getAllObjects(false)
-def (earlier, reshaped) = present.findAll { isAlike(it) }.split { isSealed(it.getID(), it.getROI()) }
-def earlierIds = earlier.collect { it.getID() } as Set
-def presentIds = present.collect { it.getID() } as Set
-def keptIds = presentIds - earlierIds
-// Who accepts a detection by hand makes an annotation of the same outline, with an id of its own.
-def annotated = present.findAll { it.isAnnotation() }.collect { outlineOf(it.getROI()) } as Set
+def take = { file, wantedClass, prefix ->
+    def incoming = PathIO.readObjects(file)  // read all of it before anything is changed
+    def hierarchy = getCurrentHierarchy()
+    def present = hierarchy.getAllObjects(false)
+    def alike = present.findAll { isAlike(it, wantedClass) }
+    def (earlier, reshaped) = alike.split { isSealed(it.getID(), it.getROI()) }
+    def earlierIds = earlier.collect { it.getID() } as Set
+    def presentIds = present.collect { it.getID() } as Set
+    def keptIds = presentIds - earlierIds
+    // Who accepts a detection by hand makes an annotation of the same outline, with an id of its own.
+    def annotated = present.findAll { it.isAnnotation() }.collect { outlineOf(it.getROI()) } as Set
 
-// What was imported before, and not removed by this script, but is gone: a pathologist deleted it.
-def imageData = getCurrentImageData()
-def memory = 'hnscc-qp imported detections'
-def importedIds = (imageData.getProperty(memory) ?: '').tokenize('\n').collect { UUID.fromString(it) } as Set
-def deletedIds = bringBackDeleted ? [] as Set : importedIds - presentIds
+    // What was imported before, and not removed by this script, but is gone: a pathologist deleted it.
+    def imageData = getCurrentImageData()
+    def memory = 'hnscc-qp imported detections'
+    def words = (imageData.getProperty(memory) ?: '').tokenize('\n')
+    def importedIds = words.collect { UUID.fromString(it) } as Set
+    def deletedIds = bringBackDeleted ? [] as Set : importedIds - presentIds
 
-def (wanted, left) = incoming.split {
-    !keptIds.contains(it.getID()) && !deletedIds.contains(it.getID()) &&
-        (annotated.isEmpty() || !annotated.contains(outlineOf(it.getROI())))
+    def (wanted, left) = incoming.split {
+        !keptIds.contains(it.getID()) && !deletedIds.contains(it.getID()) &&
+            (annotated.isEmpty() || !annotated.contains(outlineOf(it.getROI())))
+    }
+    def deleted = left.count { deletedIds.contains(it.getID()) }
+    def replaced = wanted.count { earlierIds.contains(it.getID()) }
+    hierarchy.removeObjects(earlier, true)
+    hierarchy.addObjects(wanted)
+    def remembered = importedIds - earlierIds + wanted.collect { it.getID() }
+    imageData.setProperty(memory, remembered.collect { it.toString() }.sort().join('\n'))
+
+    println image + ': ' + prefix + (wanted.size() - replaced) + ' added, ' + replaced + ' replaced, ' +
+        (earlier.size() - replaced) + ' removed, ' + (left.size() - deleted) +
+        ' kept as the pathologist left them, ' + deleted + ' left out because they were deleted' +
+        (reshaped.isEmpty() ? '' : '; ' + reshaped.size() + ' whose outline was edited stayed')
 }
-def deleted = left.count { deletedIds.contains(it.getID()) }
-def replaced = wanted.count { earlierIds.contains(it.getID()) }
-hierarchy.removeObjects(earlier, true)
-hierarchy.addObjects(wanted)
-def remembered = importedIds - earlierIds + wanted.collect { it.getID() }
-imageData.setProperty(memory, remembered.collect { it.toString() }.sort().join('\n'))
 
-println image + ': ' + (wanted.size() - replaced) + ' added, ' + replaced + ' replaced, ' +
-    (earlier.size() - replaced) + ' removed, ' + (left.size() - deleted) + ' kept as the pathologist left them, ' +
-    deleted + ' left out because they were deleted' +
-    (reshaped.isEmpty() ? '' : '; ' + reshaped.size() + ' whose outline was edited stayed')
+if (detectionsFile != null) {
+    take(detectionsFile, 'AI: Tumor', '')
+}
+if (boxesFile != null) {
+    take(boxesFile, 'AI: Review', 'boxes to review: ')
+}

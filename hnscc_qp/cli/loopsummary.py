@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hnscc_qp.cli import render
 from hnscc_qp.review.log import LogCheck
+from hnscc_qp.review.queue import ErrorRate
 
 Manifest = dict[str, Any]
 
 _KINDS = ("accepted", "redrawn", "rejected", "reclassified", "deleted", "missed", "untouched")
+_SHOWN = 20
+"""Places of the queue on the screen; the file has all."""
 
 
 def print_pull(manifest: Manifest, *, log: Path) -> None:
@@ -87,6 +90,98 @@ def print_log_check(path: Path, check: LogCheck) -> None:
         render.print_line(f"{len(check.entries)} entries, an unbroken chain; its head is {check.head}")
     else:
         render.print_line("the log is empty: nothing was pulled yet")
+
+
+def print_queue(manifest: Manifest, *, folder: Path) -> None:
+    """Slides by value, the head of the queue, and where the whole of it is."""
+    counts = manifest["counts"]
+    render.print_table(
+        "slides, the most valuable first",
+        ["rank", "image", "value", "places", "max score"],
+        [
+            (row["rank"], row["image"], f"{row['value']:.2f}", row["places"], f"{row['max score']:.4f}")
+            for row in manifest["slides"]
+        ],
+    )
+    render.print_table(
+        f"what to look at next: {counts['queue']} places, {counts['random']} of them at random",
+        ["rank", "image", "what", "x, y (QuPath px)", "value", "max score", "stages", "novelty", "mm²", ""],
+        [
+            (
+                item["rank"],
+                item["place"]["image"],
+                item["place"]["stratum"],
+                "{:.0f}, {:.0f}".format(*item["place"]["box_qupath"]),
+                f"{item['value']:.2f}",
+                f"{item['place']['max_score']:.4f}",
+                _decimals(item["place"]["disagreement"], 3),
+                _decimals(item["place"]["novelty"], 1),
+                f"{item['place']['size_um2'] / 1e6:.4f}",
+                None if item["drawn"] is None else "random",
+            )
+            for item in manifest["items"][:_SHOWN]
+        ],
+    )
+    for note in manifest["notes"]:
+        render.print_line(f"  {note}")
+    if manifest["failed"]:
+        render.print_table("left out", ["image", "why"], manifest["failed"].items())
+    render.print_line(f"all of it: {folder / 'queue.csv'} and slides.csv; --push puts boxes into QuPath")
+
+
+def print_boxes(boxes: Mapping[str, int], *, there: bool, backend: str) -> None:
+    """How many boxes each image has, or had."""
+    total = sum(boxes.values())
+    if not there:
+        render.print_line(f"{total} boxes taken away; what was touched stays")
+    else:
+        render.print_table(f"{total} boxes of class AI: Review", ["image", "boxes"], boxes.items())
+    if backend == "embedded":
+        render.print_line("in QuPath, run qupath_scripts/import_ai_detections.groovy for the project")
+
+
+def print_watched(manifest: Manifest) -> None:
+    """One line for each pull, and what is odd."""
+    counts = manifest["counts"]
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS if counts[kind]) or "no detections there"
+    render.print_line(f"{manifest['written']} pulled: {counts['new entries']} new entries; {said}")
+    for note in manifest["notes"] if counts["new entries"] else ():
+        render.print_line(f"  {note}")
+    for image, reason in manifest["failed"].items():
+        render.print_line(f"  left out: {image}: {reason}")
+
+
+def print_retrained(manifest: Manifest) -> None:
+    """What came of a retraining that the rule asked for."""
+    render.print_line(f"{manifest['written']} retrained: hnscc-qp generations tells what came of it")
+
+
+def print_error_rates(rates: Sequence[ErrorRate]) -> None:
+    """What the random part of the queue says of all places."""
+    words = {"detection": "detections that are wrong", "silent": "silent places that hold tumor"}
+    rows = []
+    for rate in rates:
+        low, high = rate.interval or (0.0, 0.0)
+        rows.append(
+            (
+                words[rate.stratum],
+                f"{rate.errors} of {rate.looked_at}",
+                None if rate.rate is None else f"{100 * rate.rate:.1f} %",
+                f"{100 * low:.1f} to {100 * high:.1f} %" if rate.interval else None,
+                rate.drawn - rate.looked_at or None,
+                rate.frame,
+            )
+        )
+    render.print_table(
+        "errors, by the places drawn at random",
+        ["", "wrong", "estimate", "95 % interval", "still open", "places in all"],
+        rows,
+    )
+    render.print_line("A place counts up to the first one that is open, in the order of the draws.")
+
+
+def _decimals(value: float | None, places: int) -> str | None:
+    return None if value is None else f"{value:.{places}f}"
 
 
 def _say(body: Mapping[str, Any]) -> str:

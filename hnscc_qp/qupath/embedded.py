@@ -27,7 +27,14 @@ from hnscc_qp.files import sha256_file, sha256_json
 from hnscc_qp.geometry import Crop, Mpp, PixelSize, Turn, View
 from hnscc_qp.qupath.geojson import encode_geojson, read_geojson, sidecar_name
 from hnscc_qp.qupath.objects import PathClass, PathObject
-from hnscc_qp.qupath.ownership import MEMORY_PROPERTY, WritePlan, plan_write, remembered_ids
+from hnscc_qp.qupath.ownership import (
+    AI_REVIEW,
+    AI_TUMOR,
+    MEMORY_PROPERTY,
+    WritePlan,
+    plan_write,
+    remembered_ids,
+)
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.qupath.qpdata import IMAGE_TYPES, read_image_type, read_qpdata, unpack_rgb
 from hnscc_qp.qupath.safewrite import SafeWriter, content_hash
@@ -37,6 +44,9 @@ ANNOTATIONS_FOLDER = "annotations"
 """Beside the `.qpproj`: objects of images that QuPath has not saved yet, in projects made without it."""
 DETECTIONS_FOLDER = "ai-detections"
 """Beside the `.qpproj`: what we found, for QuPath to import."""
+REVIEW_FOLDER = "ai-review"
+"""Beside the `.qpproj`: boxes round what is to be looked at next, for QuPath to import."""
+_FOLDERS = {AI_TUMOR.names: DETECTIONS_FOLDER, AI_REVIEW.names: REVIEW_FOLDER}
 
 _NEWEST_KNOWN = (0, 7)
 _MICROMETRES = ("\u00b5m", "\u03bcm", "um")
@@ -136,12 +146,14 @@ class EmbeddedProject:
             )
         return self._finder.find(image.uri, image=image.name)
 
-    def write_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> Path:
+    def write_detections(
+        self, image: ImageEntry, detections: Sequence[PathObject], *, kind: PathClass = AI_TUMOR
+    ) -> Path:
         """See `Project.write_detections`."""
-        path = sidecar_path(self._folder, DETECTIONS_FOLDER, image)
+        path = sidecar_path(self._folder, _FOLDERS[kind.names], image)
         about = {"hnscc_qp": {"image": image.name, "entry_id": image.entry_id}}
         # What was deleted in QuPath is left to the import script, which can bring it back.
-        held_back = {item.id for item in plan_write(self.objects(image), detections).held_back}
+        held_back = {item.id for item in plan_write(self.objects(image), detections, kind=kind).held_back}
         wanted = [item for item in detections if item.id not in held_back]
         made = encode_geojson(wanted, name=path.name, foreign=about)
         contents: dict[Path, bytes | None] = {path: made}
@@ -154,13 +166,16 @@ class EmbeddedProject:
             self._writer.replace(contents, image=image.name, read=read)
         return path
 
-    def plan_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> WritePlan:
+    def plan_detections(
+        self, image: ImageEntry, detections: Sequence[PathObject], *, kind: PathClass = AI_TUMOR
+    ) -> WritePlan:
         """See `Project.plan_detections`: what importing the file in QuPath would come to."""
         source = self._objects_file(image)
         if source is None or source.suffix != ".qpdata":
-            return plan_write(self.objects(image), detections)
+            return plan_write(self.objects(image), detections, kind=kind)
         data = read_qpdata(source, image=image.name)
-        return plan_write(data.objects, detections, memory=data.properties.get(MEMORY_PROPERTY, ""))
+        memory = data.properties.get(MEMORY_PROPERTY, "")
+        return plan_write(data.objects, detections, memory=memory, kind=kind)
 
     def fingerprint(self, image: ImageEntry) -> str:
         """See `Project.fingerprint`."""

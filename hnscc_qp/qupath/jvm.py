@@ -30,8 +30,15 @@ from hnscc_qp.files import atomic_path
 from hnscc_qp.qupath.embedded import EmbeddedProject
 from hnscc_qp.qupath.geojson import encode_geojson
 from hnscc_qp.qupath.jvmobjects import Java, convert_objects, list_objects, read_path_class, text_or_none
-from hnscc_qp.qupath.objects import PathObject, walk
-from hnscc_qp.qupath.ownership import MEMORY_PROPERTY, WritePlan, find_damage, plan_write, remember
+from hnscc_qp.qupath.objects import PathClass, PathObject, walk
+from hnscc_qp.qupath.ownership import (
+    AI_TUMOR,
+    MEMORY_PROPERTY,
+    WritePlan,
+    find_damage,
+    plan_write,
+    remember,
+)
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.qupath.qpdata import read_qpdata
 from hnscc_qp.qupath.running import refuse_while_open
@@ -118,12 +125,16 @@ class PaquoProject:
         """See `Project.slide_path`."""
         return self._files.slide_path(image)
 
-    def plan_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> WritePlan:
+    def plan_detections(
+        self, image: ImageEntry, detections: Sequence[PathObject], *, kind: PathClass = AI_TUMOR
+    ) -> WritePlan:
         """See `Project.plan_detections`."""
         # On the file's own corners: those that QuPath gives lack any that lie on a straight side.
-        return self._files.plan_detections(image, detections)
+        return self._files.plan_detections(image, detections, kind=kind)
 
-    def write_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> Path:
+    def write_detections(
+        self, image: ImageEntry, detections: Sequence[PathObject], *, kind: PathClass = AI_TUMOR
+    ) -> Path:
         """See `Project.write_detections`.
 
         They go into the image's `data.qpdata`; nothing else but QuPath's summary of it is
@@ -138,7 +149,7 @@ class PaquoProject:
         data_file = self._data_file(image)
         refuse_while_saving(self.path, data_file.parent, image=image.name)
         if not data_file.is_file():
-            return self._files.write_detections(image, detections)
+            return self._files.write_detections(image, detections, kind=kind)
         refuse_while_open([data_file, *self._slide(image)], image=image.name)
         summary_file = data_file.with_name("summary.json")
         read = {file: content_hash(file) for file in (data_file, summary_file)}
@@ -153,7 +164,7 @@ class PaquoProject:
                 'not keep all of it; set PAQUO_QUPATH_DIR to the newer one, or use backend = "embedded"'
             )
         memory = before.properties.get(MEMORY_PROPERTY, "")
-        plan = plan_write(before.objects, detections, memory=memory)
+        plan = plan_write(before.objects, detections, memory=memory, kind=kind)
         if not plan.changes:
             return data_file
         with self._unreadable(image):

@@ -1,7 +1,8 @@
 """Which objects are ours, which the pathologist touched, and what a write may add, replace or keep.
 
-An object is ours, to replace or remove, only while it is a detection of class `AI: Tumor` whose id seals
-its very shape, without name, lock, colour or metadata of another hand, and without children. Whatever is
+An object is ours, to replace or remove, only while it is a detection of class `AI: Tumor` (or `AI: Review`,
+a box that asks for a look; either is written by itself and leaves the other alone) whose id seals its very
+shape, without name, lock, colour or metadata of another hand, and without children. Whatever is
 not, is the pathologist's. The mark is the id, because every QuPath from 0.4 on keeps it: metadata of
 detections survive from 0.6 on only, and a class can be given to anything. What QuPath computes (further
 measurements) makes an object nobody's.
@@ -24,7 +25,10 @@ from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, walk
 from hnscc_qp.qupath.shapes import DECIMALS, GRID_PX, settle
 
 AI_TUMOR = PathClass(("AI", "Tumor"), (255, 90, 0))
-"""The class of what we find; no other class is ever ours."""
+"""The class of what we find."""
+AI_REVIEW = PathClass(("AI", "Review"), (0, 114, 178))
+"""The class of boxes round what is to be looked at next; no other class than these two is ever ours."""
+_OURS = (AI_TUMOR.names, AI_REVIEW.names)
 MEMORY_PROPERTY = "hnscc-qp imported detections"
 """The image's property in QuPath that lists the ids that were ever imported; the import script's, too."""
 METADATA_PREFIX = "AI "
@@ -83,7 +87,7 @@ def is_ours(item: PathObject) -> bool:
     return (
         item.type is ObjectType.DETECTION
         and item.path_class is not None
-        and item.path_class.names == AI_TUMOR.names
+        and item.path_class.names in _OURS
         and not item.locked
         and item.name is None
         and item.color is None
@@ -94,7 +98,11 @@ def is_ours(item: PathObject) -> bool:
 
 
 def plan_write(
-    existing: Iterable[PathObject], incoming: Sequence[PathObject], *, memory: str = ""
+    existing: Iterable[PathObject],
+    incoming: Sequence[PathObject],
+    *,
+    memory: str = "",
+    kind: PathClass = AI_TUMOR,
 ) -> WritePlan:
     """Compare an image's objects (top-level, children below) with the detections to be written.
 
@@ -105,6 +113,7 @@ def plan_write(
         incoming: what is to be there.
         memory: the image's `MEMORY_PROPERTY`. What it lists and is there no more was deleted by the
             pathologist, and is held back.
+        kind: the class of what is to be there; ours of the other class stay as they are.
     """
     wanted = {item.id: item for item in incoming}
     boxes = {box_key(item.roi) for item in incoming}
@@ -115,6 +124,8 @@ def plan_write(
     taken_outlines: set[str] = set()
     for _, item in walk(existing):
         if is_ours(item):
+            if item.path_class is None or item.path_class.names != kind.names:
+                continue
             new = wanted.get(item.id)
             # QuPath imports a file twice without a word: a second copy of ours goes.
             if new is not None and item.id not in keep and _says_the_same(item, new):

@@ -11,7 +11,7 @@ from uuid import UUID
 from hnscc_qp.errors import BackendError
 from hnscc_qp.geometry import PixelSize, View
 from hnscc_qp.qupath.objects import PathClass, PathObject
-from hnscc_qp.qupath.ownership import WritePlan
+from hnscc_qp.qupath.ownership import AI_TUMOR, WritePlan
 
 Backend = Literal["auto", "embedded", "paquo"]
 
@@ -110,19 +110,23 @@ class Project(Protocol):
             UnsupportedServerError: the image can't be placed exactly.
         """
 
-    def plan_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> WritePlan:
+    def plan_detections(
+        self, image: ImageEntry, detections: Sequence[PathObject], *, kind: PathClass = AI_TUMOR
+    ) -> WritePlan:
         """What `write_detections` would come to in QuPath; changes nothing.
 
         Raises:
             ObjectDataError: the stored objects are damaged.
         """
 
-    def write_detections(self, image: ImageEntry, detections: Sequence[PathObject]) -> Path:
-        """Write our detections into the image, or for QuPath to take in; returns the file.
+    def write_detections(
+        self, image: ImageEntry, detections: Sequence[PathObject], *, kind: PathClass = AI_TUMOR
+    ) -> Path:
+        """Write our detections of one kind into the image, or for QuPath to take in; returns the file.
 
-        They take the place of those that we wrote before. What the pathologist made or touched stays as
-        it is. Doing it again changes no byte. `safewrite.undo_last_write` takes back all that
-        was written since the project was opened.
+        They take the place of those of this class that we wrote before. What the pathologist made or
+        touched stays as it is. Doing it again changes no byte. `safewrite.undo_last_write` takes back all
+        that was written since the project was opened.
 
         Raises:
             ObjectDataError: the stored objects are damaged.

@@ -13,6 +13,7 @@ from shapely.geometry.base import BaseGeometry
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.patches.territories import polygons_only
 from hnscc_qp.qupath.objects import ObjectType, PathObject, walk
+from hnscc_qp.qupath.ownership import AI_REVIEW
 
 _NOWHERE = Polygon()
 _SLIVER_UM2 = 1.0
@@ -66,7 +67,8 @@ def class_areas(objects: Iterable[PathObject]) -> dict[str, BaseGeometry]:
     for _, item in walk(objects):
         if item.path_class is None:
             continue
-        ours = item.type is ObjectType.DETECTION and item.path_class.names[0] == "AI"
+        names = item.path_class.names
+        ours = item.type is ObjectType.DETECTION and names[0] == "AI" and names != AI_REVIEW.names
         if ours or item.type is ObjectType.ANNOTATION:
             shapes[str(item.path_class)].append(polygons_only(item.roi))
     return {name: shapely.union_all(found) for name, found in shapes.items()}
