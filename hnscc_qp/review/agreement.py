@@ -96,15 +96,19 @@ def pooled(
 ) -> Estimate | None:
     """A figure of all slides' areas added up, with its interval by patients; None where all is empty.
 
+    There is no interval where fewer than two patients have any of the areas.
+
     Args:
         slides: what is added up.
         figure: `dice` or `iou`.
         resamples: draws of the bootstrap.
         seed: of the draws.
     """
-    return bootstrap(
-        [slide.patient for slide in slides], pooled_statistic(slides, figure), resamples=resamples, seed=seed
-    )
+    patients = [slide.patient for slide in slides]
+    estimate = bootstrap(patients, pooled_statistic(slides, figure), resamples=resamples, seed=seed)
+    if estimate and len({one.patient for one in slides if one.ai_um2 > 0 or one.truth_um2 > 0}) < 2:
+        return Estimate(estimate.value, None)
+    return estimate
 
 
 def pooled_statistic(

@@ -106,5 +106,7 @@ def test_pooled_figures_are_of_areas_added_up_not_of_means():
     slides = [SlideAreas("A", 100, 100, 100), SlideAreas("B", 0, 900, 0), SlideAreas("C", 50, 0, 0)]
     assert pooled(slides, dice, resamples=20).value == pytest.approx(2 * 100 / (150 + 1000))
     assert pooled(slides, iou, resamples=20).value == pytest.approx(100 / (150 + 1000 - 100))
+    assert pooled(slides, dice, resamples=20).interval is not None
+    assert pooled([slides[0], SlideAreas("B", 0, 0, 0)], dice, resamples=20).interval is None
     assert pooled([SlideAreas("A", 0, 0, 0)], dice, resamples=20) is None
     assert pooled([], dice) is None

@@ -111,7 +111,6 @@ def test_slides_lesions_and_areas_are_what_was_drawn(study: Path, call) -> None:
         "truth_lesions",
         "sweep",
         "roc",
-        "froc",
         "disagreements",
     ):
         assert rows_of(study / FOLDER / "compare" / f"{name}.csv"), name
