@@ -21,7 +21,7 @@ from hnscc_qp.qupath.embedded import EmbeddedProject
 from hnscc_qp.qupath.geojson import read_geojson
 from hnscc_qp.scoring.score_map import read_score_map
 
-STEPS = ("patches", "primary", "mine", "secondary", "score", "calibrate", "regions", "push")
+STEPS = ("patches", "primary", "mine", "secondary", "score", "calibrate", "regions", "push", "compare")
 
 
 @pytest.fixture(scope="module")
