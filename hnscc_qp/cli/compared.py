@@ -42,7 +42,10 @@ def print_comparison(manifest: dict[str, Any]) -> None:
             ],
         )
         if counts["fleiss"] is not None:
-            render.print_line(f"Fleiss' kappa of the readers: {counts['fleiss']:.3f}")
+            render.print_line(
+                f"Fleiss' kappa of the readers, on the {counts['fleiss slides']} slides that all called: "
+                f"{counts['fleiss']:.3f}"
+            )
         if counts["fleiss with ai"] is not None:
             render.print_line(f"Fleiss' kappa of the readers and the AI: {counts['fleiss with ai']:.3f}")
 
@@ -81,11 +84,12 @@ def _boundary(figures: Counts) -> str | None:
 
 
 def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
+    return None if value is None else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _interval(interval: list[float] | None) -> str | None:
-    return None if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    # Without a minus before zero.
+    return None if interval is None else " to ".join(f"{round(end, 3) + 0.0:.3f}" for end in interval)
 
 
 _ROWS = (

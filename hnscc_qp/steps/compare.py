@@ -345,5 +345,6 @@ def _counts(comparison: Comparison) -> dict[str, Any]:
     if comparison.readers:
         counts["readers"] = values["readers"]["readers"]
         counts["fleiss"] = comparison.readers.fleiss
+        counts["fleiss slides"] = comparison.readers.fleiss_slides
         counts["fleiss with ai"] = comparison.readers.fleiss_with_ai
     return counts
