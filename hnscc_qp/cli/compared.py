@@ -48,6 +48,7 @@ def print_comparison(manifest: dict[str, Any]) -> None:
             )
         if counts["fleiss with ai"] is not None:
             render.print_line(f"Fleiss' kappa of the readers and the AI: {counts['fleiss with ai']:.3f}")
+    render.print_line(f"to open: {', '.join(manifest['to open'])}")
 
 
 def _share(name: str) -> Any:

@@ -33,6 +33,7 @@ from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.steps import calibrate, patches, score
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.steps.publish import publish
 from hnscc_qp.steps.train import cascade_hash
 
 STEP = "compare"
@@ -75,7 +76,7 @@ def parse_reader(text: str, *, is_project: bool, root: Path | None = None) -> Re
 
 
 def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> Manifest:
-    """Compare every scored slide with its annotations; `comparison.json` and a CSV of each part.
+    """Compare every scored slide with its annotations; `comparison.json`, a CSV of each part, and the report.
 
     Slides whose status nobody stated are left out, positive slides without an outline are left out of areas
     and lesions; both are counted and named. A slide that can't be measured is named, and the others are
@@ -127,6 +128,7 @@ def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> 
     folder = context.generation.step(STEP)
     write_comparison(folder / COMPARISON_FILE, comparison)
     tables = write_tables(folder, comparison)
+    published = publish(context, comparison, folder)
     manifest = make_manifest(
         step=STEP,
         settings=settings,
@@ -137,6 +139,7 @@ def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> 
         failed=failed,
         notes=list(comparison.notes),
     )
+    manifest["to open"] = [str(path.relative_to(context.generation.path)) for path in published]
     write_manifest(folder, manifest)
     return manifest
 

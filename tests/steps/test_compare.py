@@ -118,6 +118,8 @@ def test_slides_lesions_and_areas_are_what_was_drawn(study: Path, call) -> None:
     assert all(one.isolated_cells for one in comparison.truth_lesions)
     assert all(one.froc is None for one in comparison.figures)
     assert "sensitivity" in out and "100.0 % (" in out
+    assert "to open: compare/report.html" in out
+    assert (study / FOLDER / "compare" / "report.html").is_file()
 
 
 def test_false_area_per_mm2_is_that_of_tissue_outside_the_tumor(study: Path, call) -> None:
