@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--weights", default="none", help="pretrained weights, or none")
     parser.add_argument("--tiles", type=int, default=160, help="tiles of an epoch")
     parser.add_argument("--learning-rate", type=float, default=0.3, help="factor in fine-tuning")
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after so long")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further round after so long")
     asked = parser.parse_args()
     end = time.monotonic() + asked.minutes * 60
     cases = (
@@ -132,52 +132,46 @@ def main() -> None:
     start = asked.folder / "start"
     if not (start / "study.toml").exists():
         make_study(start, cases, asked)
-    for folder, number in [(start, 0), *((arms[arm], n) for n in range(1, ROUNDS + 1) for arm in arms)]:
-        if time.monotonic() > end:
+    todo = [(start, 0), *((arms[arm], n) for n in range(1, ROUNDS + 1) for arm in arms)]
+    todo = [(folder, number) for folder, number in todo if not (folder / f"round-{number}.json").exists()]
+    for index, (folder, number) in enumerate(todo):
+        if index and time.monotonic() > end:
             print("out of time; the same command goes on", flush=True)  # noqa: T201
             break
-        if number == 0:
-            done(start, "0", lambda: play_start(start))
-            continue
         if not folder.exists():
+            shutil.rmtree(asked.folder / ".copy", ignore_errors=True)
             shutil.copytree(start, asked.folder / ".copy")
             (asked.folder / ".copy").rename(folder)
-        done(folder, str(number), lambda f=folder, n=number: play_round(f, n, cases))
+        began = time.monotonic()
+        play_round(folder, number, cases)
+        note = {
+            "seconds": round(time.monotonic() - began),
+            "generation": current_generation(load_study(folder)).name,
+        }
+        (folder / f"round-{number}.json").write_text(json.dumps(note))
     report(asked.folder, cases)
 
 
-def play_start(folder: Path) -> None:
-    """Make the first generation and hand it over."""
-    command("run", folder)
-
-
 def play_round(folder: Path, number: int, cases: Sequence[Case]) -> None:
-    """One round of one arm."""
-    if folder.name == "review":
-        said = review(folder, number, cases)
-        (folder / f"said-{number}.json").write_text(json.dumps(said))
+    """One round of one arm; round 0 makes the first generation."""
+    if number == 0:
+        command("run", folder)
+        return
+    before = folder / f"before-{number}.txt"
+    if not before.exists():
+        before.write_text(current_generation(load_study(folder)).name)
+    retrained = current_generation(load_study(folder)).name != before.read_text()
+    if retrained:  # stopped before it was handed over
+        pass
+    elif folder.name == "review":
+        said = folder / f"said-{number}.json"
+        if not said.exists():  # a review that was stopped is over
+            said.write_text(json.dumps(review(folder, number, cases)))
         command("pull", folder)
         command("retrain", folder, "--promote", "--by", REVIEWER)
     else:
         command("retrain", folder, "--promote", "--force", "--by", "control")
     command("push", folder)
-
-
-def done(folder: Path, key: str, work: Any) -> None:
-    """Do what was not done before, and note how long it took."""
-    note = folder / f"round-{key}.json"
-    if note.exists():
-        return
-    began = time.monotonic()
-    work()
-    note.write_text(
-        json.dumps(
-            {
-                "seconds": round(time.monotonic() - began),
-                "generation": current_generation(load_study(folder)).name,
-            }
-        )
-    )
 
 
 def command(*arguments: object) -> None:
@@ -437,6 +431,10 @@ def report(folder: Path, cases: Sequence[Case]) -> None:
             said = folder / arm / f"said-{number}.json"
             words = f"  {said.read_text()}" if said.exists() else ""
             print(f"{arm:8} {number}  {value['seconds']:4} s  " + ", ".join(figures) + words)  # noqa: T201
+            decided = folder / arm / "generations" / value["generation"] / "decision.json"
+            if decided.exists():
+                decision = json.loads(decided.read_text())
+                print(f"            the gate: {decision['passed']}, {decision['reason']}")  # noqa: T201
     for number in range(1, ROUNDS + 1):
         if ("review", number) not in kept or ("control", number) not in kept:
             continue

@@ -50,11 +50,11 @@ def sole_builder(study: Study) -> Iterator[None]:
     """Keep other commands from building or promoting generations; finish what one left half done.
 
     Raises:
+        StepError: the study has no generation yet.
         ProjectError: another one is at work.
     """
-    folder = generations_folder(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder):
+    current_generation(study)  # a study without one is left as it is
+    with sole_writer(generations_folder(study)):
         _finish(study)
         yield
 

@@ -88,7 +88,7 @@ def slow_differences(name: str, current: list[SlideOutcome], candidate: list[Sli
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(judged(), st.sampled_from(sorted(FIGURES)))
 def test_gate_decides_as_a_slow_reading_of_its_rule(
     pair: tuple[list[SlideOutcome], list[SlideOutcome]], figure: str
@@ -116,7 +116,7 @@ def test_gate_decides_as_a_slow_reading_of_its_rule(
         assert found.candidate == pytest.approx(slow_figure(name, candidate))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(judged(), st.sampled_from(sorted(FIGURES)))
 def test_identical_candidate_never_passes(
     pair: tuple[list[SlideOutcome], list[SlideOutcome]], figure: str

@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from shapely.geometry import box
-from shapely.geometry.base import BaseGeometry
+from shapely.geometry import Polygon, box
 from studies import STUDY, TUMOR_BOX, annotation, write_study
 
 from hnscc_qp.cli.main import main
@@ -18,8 +17,10 @@ from hnscc_qp.qupath.geojson import read_geojson, write_geojson
 from hnscc_qp.review.log import ReviewLog
 from hnscc_qp.review.verdicts import Verdict, VerdictKind
 from hnscc_qp.steps import retrain, run
+from hnscc_qp.steps.promote import sole_builder
+from hnscc_qp.study import load_study
 
-SMALL = STUDY.replace("per_class = 600", "per_class = 150").replace("epochs = 5", "epochs = 4")
+SMALL = STUDY.replace("per_class = 600", "per_class = 150").replace("epochs = 5", "epochs = 2")
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,25 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def kept(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a second generation, a candidate that the gate has kept."""
+    folder = tmp_path_factory.mktemp("kept") / "study"
+    shutil.copytree(done, folder)
+    assert call("retrain", folder, "--force", "--by", "anna") == 0
+    return folder
+
+
 @pytest.fixture
-def study(done: Path, tmp_path: Path) -> Path:
-    """The study file of a copy that a test may change."""
-    shutil.copytree(done, tmp_path / "copy")
-    return tmp_path / "copy" / "study.toml"
+def first(done: Path, tmp_path: Path) -> Path:
+    """The study file of a copy with one generation that a test may change."""
+    return shutil.copytree(done, tmp_path / "first") / "study.toml"
+
+
+@pytest.fixture
+def study(kept: Path, tmp_path: Path) -> Path:
+    """The study file of a copy with a candidate that a test may change."""
+    return shutil.copytree(kept, tmp_path / "copy") / "study.toml"
 
 
 def call(*arguments: object) -> int:
@@ -60,7 +75,7 @@ def manifest(study: Path, generation: str, step: str) -> dict[str, Any]:
 
 
 def say(
-    study: Path, kind: VerdictKind, number: int, roi: BaseGeometry, *, by: str = "anna", of: str | None = None
+    study: Path, kind: VerdictKind, number: int, roi: Polygon, *, by: str = "anna", of: str | None = None
 ) -> None:
     """Put a verdict on slide `S<number>.tif` into the study's log."""
     verdict = Verdict(
@@ -88,17 +103,36 @@ def say(
     ReviewLog(study.parent / "review").append("verdict", [verdict.as_json()])
 
 
-def test_without_news_there_is_nothing_to_learn(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("retrain", study) == 1
-    assert "nothing is new since generation 001" in capsys.readouterr().err
-    assert not (study.parent / "generations" / "002").exists()
-
-
-def test_candidate_is_built_beside_promoted_only_on_demand_and_rolled_back(
-    study: Path, capsys: pytest.CaptureFixture[str]
+def test_study_without_a_generation_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = asked(capsys, "retrain", study, "--force", "--by", "anna")
-    assert current(study) == "001"
+    study = write_study(tmp_path, text=SMALL)
+    for command in ("retrain", "rollback", "generations"):
+        assert call(command, study) == 1
+        assert "has no generation yet; run: hnscc-qp run" in capsys.readouterr().err
+    assert not (tmp_path / "generations").exists()
+
+
+def test_another_command_that_builds_is_waited_for_by_name(
+    first: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_builder(load_study(first)):
+        assert call("retrain", first, "--force") == 1
+    assert "is being written to by another hnscc-qp" in capsys.readouterr().err
+
+
+def test_without_news_there_is_nothing_to_learn(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("retrain", first) == 1
+    assert "nothing is new since generation 001" in capsys.readouterr().err
+    assert not (first.parent / "generations" / "002").exists()
+
+
+def test_candidate_is_built_beside_the_generation_in_use_from_its_weights(kept: Path) -> None:
+    assert current(kept / "study.toml") == "001"
+    card = json.loads((kept / "generations/002/primary/model.json").read_text())
+    assert card["weights_origin"]["name"] == "the primary model of generation 001"
+    assert card["training"]["window"]["epochs"] == 1
+    said = manifest(kept / "study.toml", "002", "retrain")
     assert said["counts"] == {
         "generation": "002",
         "parent": "001",
@@ -107,10 +141,11 @@ def test_candidate_is_built_beside_promoted_only_on_demand_and_rolled_back(
         "decisions by the test set": 1,
     }
     assert said["decision"]["reason"].startswith("too few patients: 1 of the test set bear on dice")
-    card = json.loads((study.parent / "generations/002/primary/model.json").read_text())
-    assert card["weights_origin"]["name"] == "the primary model of generation 001"
-    assert card["training"]["window"]["epochs"] == 2
 
+
+def test_kept_candidate_is_promoted_on_demand_and_rolled_back(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("retrain", study) == 1
     assert "generation 002 has learnt all that is known by now" in capsys.readouterr().err
     trained = (study.parent / "generations/002/primary/model.safetensors").stat().st_mtime_ns
@@ -139,17 +174,26 @@ def test_candidate_is_built_beside_promoted_only_on_demand_and_rolled_back(
     assert ReviewLog(study.parent / "review").check().breaks == ()
 
 
-def test_generation_in_use_is_done_whichever_it_is(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("retrain", study, "--force", "--promote") == 0
+def test_validation_may_decide_instead_and_spares_the_test_set(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(study.read_text() + '\n[promotion]\nside = "validation"\nfigure = "specificity"\n')
+    said = asked(capsys, "retrain", study, "--promote")
+    assert (said["decision"]["side"], said["decision"]["slides"]) == ("validation", 2)
+    assert said["counts"]["decisions by the test set"] == 1
+
+
+def test_generation_in_use_is_done_whichever_it_is(study: Path) -> None:
+    assert call("retrain", study, "--promote") == 0
     before = {step: manifest(study, "002", step)["written"] for step in ("patches", "primary", "score")}
     assert call("run", study) == 0
     assert {step: manifest(study, "002", step)["written"] for step in before} == before
     assert manifest(study, "002", "push")["counts"]["images"] == 6
-    capsys.readouterr()
 
 
-def test_stopped_at_any_step_the_same_command_goes_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generations = study.parent / "generations"
+def test_stopped_at_any_step_the_same_command_goes_on(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generations = first.parent / "generations"
+    (generations / "002").mkdir()  # as if it had been stopped even before it noted what it was about
     stops = ("make_patches", "train_primary", "mine_negatives", "score_images", "draw_regions", "judge")
     for number, name in enumerate(stops):
         with monkeypatch.context() as patch:
@@ -157,14 +201,17 @@ def test_stopped_at_any_step_the_same_command_goes_on(study: Path, monkeypatch: 
                 patch.setattr(retrain, name, _stop)
             steps = [(title, _stop if step.__name__ == name else step) for title, step in run.STEPS]
             patch.setattr(run, "STEPS", tuple(steps))
-            # Only what began is gone on with: nothing is new, and without --force nothing would begin.
-            assert call("retrain", study, *(["--force"] if number == 0 else [])) == 130
-        assert current(study) == "001"
+            # Only what began is gone on with: nothing is new, so that nothing else would begin.
+            assert call("retrain", first, *(["--from-scratch"] if number == 0 else [])) == 130
+        assert current(first) == "001"
         assert sorted(path.name for path in generations.glob("0*")) == ["001", "002"]
     trained = (generations / "002/primary/model.safetensors").stat().st_mtime_ns
-    assert call("retrain", study) == 0
+    assert call("retrain", first) == 0
     assert (generations / "002/primary/model.safetensors").stat().st_mtime_ns == trained
     assert (generations / "002/decision.json").exists()
+    card = json.loads((generations / "002/primary/model.json").read_text())
+    assert card["weights_origin"]["name"] != "the primary model of generation 001"
+    assert card["training"]["window"]["epochs"] == 2
 
 
 def test_promotion_stopped_half_way_is_finished_and_logged_once(
@@ -172,9 +219,9 @@ def test_promotion_stopped_half_way_is_finished_and_logged_once(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("hnscc_qp.steps.promote.set_current", _stop)
-        assert call("retrain", study, "--force", "--promote", "--by", "anna") == 130
+        assert call("retrain", study, "--promote", "--by", "anna") == 130
     assert current(study) == "001"
-    assert call("rollback", study, "--by", "berta") == 0  # of the promotion that is finished first
+    assert call("rollback", study, "--by", "berta") == 0  # of the promotion, which is finished first
     assert current(study) == "001"
     events = [one["event"] for one in asked(capsys, "generations", study)["history"]]
     assert events == ["generation judged", "generation promoted", "generation rolled back"]
@@ -185,57 +232,59 @@ def test_decision_that_was_not_carried_out_is_carried_out(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(retrain, "promote", _stop)
-        assert call("retrain", study, "--force", "--promote") == 130
+        assert call("retrain", study, "--promote") == 130
     assert current(study) == "001"
     assert call("retrain", study, "--promote") == 0
     assert current(study) == "002"
 
 
-def test_folder_of_a_candidate_that_never_began_is_taken(study: Path) -> None:
-    (study.parent / "generations" / "002").mkdir()
-    assert call("retrain", study, "--force", "--from-scratch") == 0
-    card = json.loads((study.parent / "generations/002/primary/model.json").read_text())
-    assert card["weights_origin"]["name"] != "the primary model of generation 001"
-    assert card["training"]["window"]["epochs"] == 4
-
-
-def test_rollback_names_what_it_cant_use(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("rollback", study) == 1
+def test_rollback_names_what_it_cant_use(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("rollback", first) == 1
     assert "the study's first" in capsys.readouterr().err
-    assert call("rollback", study, "7") == 1
+    assert call("rollback", first, "7") == 1
     assert "there is no generation 7; there are 001" in capsys.readouterr().err
-    assert call("rollback", study, "1") == 1
+    assert call("rollback", first, "1") == 1
     assert "in use already" in capsys.readouterr().err
-    (study.parent / "generations" / "002").mkdir()
-    assert call("rollback", study, "002") == 1
+    (first.parent / "generations" / "002").mkdir()
+    assert call("rollback", first, "002") == 1
     assert "never finished" in capsys.readouterr().err
 
 
-def test_what_was_reviewed_on_a_test_slide_is_refused_by_name(
+def test_review_is_learnt_from_and_what_was_reviewed_on_test_slides_is_refused_by_name(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tests = {name for name, side in sides(study).items() if side}
-    assert tests == {"P3", "P6"}
-    say(study, VerdictKind.REJECTED, 3, box(250, 100, 330, 180))
-    say(study, VerdictKind.REJECTED, 6, box(100, 100, 180, 180))
-    say(study, VerdictKind.REJECTED, 1, box(260, 100, 340, 180))
+    before = manifest(study, "002", "retrain")["decision"]["figures"]["dice"]["current"]
+    assert {name for name, tests in sides(study).items() if tests} == {"P3", "P6"}
+    region = box(260, 100, 340, 180)
+    say(study, VerdictKind.REJECTED, 3, region)
+    say(study, VerdictKind.REJECTED, 6, region)
+    say(study, VerdictKind.REJECTED, 1, region)
+    annotate(study, 1, box(280, 200, 360, 280))
+    annotate(study, 3, box(20, 20, 380, 300))
     assert call("retrain", study) == 0
+
     printed = capsys.readouterr().err
     for number in (3, 6):
         assert f"refused: S{number}.tif is a slide of P{number}, of the sealed test set" in printed
-    taught = json.loads((study.parent / "generations/002/lessons/lessons.json").read_text())
+    taught = json.loads((study.parent / "generations/003/lessons/lessons.json").read_text())
     assert [image["image"] for image in taught["images"]] == ["S1.tif"]
-    rows = pq.read_table(study.parent / "generations/002/mine/development/patches.parquet").to_pylist()
+    rows = pq.read_table(study.parent / "generations/003/mine/development/patches.parquet").to_pylist()
     assert {row["patient"] for row in rows} <= {"P1", "P2", "P4", "P5"}
     rejected = [row for row in rows if row["reason"] == "rejected in review"]
     assert rejected
-    region = box(260, 100, 340, 180)
     for row in rejected:
         window = box(row["x_qupath"], row["y_qupath"], row["x_qupath"] + 40, row["y_qupath"] + 40)
-        assert row["slide"] == "S1.tif"
-        assert row["label"] == "nontumor"
+        assert (row["slide"], row["label"]) == ("S1.tif", "nontumor")
         assert window.intersection(region).area >= window.area / 2
         assert not window.intersects(box(*TUMOR_BOX).buffer(-0.01))
+
+    said = manifest(study, "003", "retrain")
+    assert said["changes"]["slides"] == {"new": [], "gone": [], "changed": ["S1.tif", "S3.tif"]}
+    assert said["changes"]["lessons"] == {"hard negative": 1}
+    tumor_before, tumor_after = said["changes"]["windows"]["tumor"]
+    assert tumor_after > tumor_before
+    # What review drew on a test slide is not what generations are judged by.
+    assert said["decision"]["figures"]["dice"]["current"] == before
 
 
 def test_test_patient_under_another_name_is_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,33 +292,10 @@ def test_test_patient_under_another_name_is_refused(study: Path, capsys: pytest.
     value = json.loads(project.read_text())
     value["images"][2]["metadata"]["patient"] = "P1"
     project.write_text(json.dumps(value))
-    say(study, VerdictKind.REJECTED, 1, box(260, 100, 340, 180))
+    annotate(study, 3, box(20, 20, 380, 300))
     assert call("retrain", study) == 1
-    assert "of the sealed test set of this study" in capsys.readouterr().err
+    assert "of the sealed test set of this study 3 S3.tif would be trained on" in capsys.readouterr().err
     assert current(study) == "001"
-
-
-def test_new_tumor_enters_learning_and_what_changed_is_said(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = study.parent / "project" / "annotations" / "1 S1.tif.geojson"
-    new = box(280, 40, 360, 120)
-    write_geojson(file, [*read_geojson(file).objects, annotation(new)])
-    found = asked(capsys, "retrain", study)["changes"]
-    assert found["slides"] == {"new": [], "gone": [], "changed": ["S1.tif"]}
-    before, after = found["windows"]["tumor"]
-    assert after > before
-
-
-def test_truth_of_the_test_set_stays_as_it_was_before_review(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = asked(capsys, "retrain", study, "--force")["decision"]["figures"]["dice"]
-    file = study.parent / "project" / "annotations" / "3 S3.tif.geojson"
-    everything = annotation(box(20, 20, 380, 300))
-    write_geojson(file, [*read_geojson(file).objects, everything])
-    again = asked(capsys, "retrain", study, "--force")["decision"]["figures"]["dice"]
-    assert again["current"] == said["current"]
 
 
 def test_torn_log_stops_retraining_with_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +303,13 @@ def test_torn_log_stops_retraining_with_one_line(study: Path, capsys: pytest.Cap
     log = study.parent / "review" / "log.jsonl"
     log.write_text(log.read_text().replace("anna", "otto"))
     assert call("retrain", study) == 1
-    assert "line 1 was changed" in capsys.readouterr().err
+    assert "was changed: its content" in capsys.readouterr().err
+
+
+def annotate(study: Path, number: int, roi: Polygon) -> None:
+    """Draw one more tumor on a slide, as in QuPath."""
+    file = study.parent / "project" / "annotations" / f"{number} S{number}.tif.geojson"
+    write_geojson(file, [*read_geojson(file).objects, annotation(roi)])
 
 
 def sides(study: Path) -> dict[str, bool]:
