@@ -22,7 +22,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -33,6 +34,7 @@ from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.demo import draw_cohort
 from hnscc_qp.generation import Generation, current_generation
+from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX
 from hnscc_qp.progress import SILENT
 from hnscc_qp.qupath.create import NewImage, create_project
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
@@ -348,10 +350,13 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Tested:
-    """A test slide's outcome, and its tissue."""
+    """A test slide's outcome, and what of it is false."""
 
     outcome: SlideOutcome
-    tissue_um2: float
+    false_um2: float
+    """Found farther from true tumor than a window reaches: what is nearer, windows with tumor may cover."""
+    free_um2: float
+    """Tissue so far from true tumor."""
 
 
 def outcomes(folder: Path, generation: str, cases: Sequence[Case]) -> list[Tested]:
@@ -366,30 +371,35 @@ def outcomes(folder: Path, generation: str, cases: Sequence[Case]) -> list[Teste
         if case.part != "test":
             continue
         score_map = read_score_map(score.score_map_file(context, image))
-        outcome = slide_outcome(
-            score_map,
-            outlines(case),
+        judge = partial(
+            slide_outcome,
             entry_id=image.entry_id,
             image=image.name,
             patient=case.name,
             positive=case.positive,
             call=calls[image.name],
-            threshold_votes=votes_for(threshold, score_map.max_level),
             classes=study.classes,
             settings=study.patches,
         )
-        block_um2 = (score_map.grid.mpp * score_map.grid.step_px) ** 2
-        found.append(Tested(outcome, float((score_map.coverage > 0).sum()) * block_um2))
+        threshold_votes = votes_for(threshold, score_map.max_level)
+        window_px = WINDOW_PX * WINDOW_MPP / case.pixel_size.x
+        around = [annotation(case.truth.buffer(window_px), case.name)] if case.positive else []
+        tissue = replace(score_map, votes=(score_map.coverage > 0).astype(np.uint8))
+        found.append(
+            Tested(
+                judge(score_map, outlines(case), threshold_votes=threshold_votes),
+                judge(score_map, around, threshold_votes=threshold_votes).false_um2,
+                judge(tissue, around, threshold_votes=1).false_um2,
+            )
+        )
     return found
 
 
 def false_per_mm2(slides: Sequence[Tested], counts: Any) -> float | None:
-    """False-positive area in µm² by tissue outside tumor in mm²."""
-    false = sum(n * one.outcome.false_um2 for n, one in zip(counts, slides, strict=True))
-    tissue = sum(
-        n * max(one.tissue_um2 - one.outcome.truth_um2, 0.0) for n, one in zip(counts, slides, strict=True)
-    )
-    return float(false / tissue * 1e6) if tissue else None
+    """False-positive area in µm² by mm² of tissue that no window with tumor reaches."""
+    false = sum(n * one.false_um2 for n, one in zip(counts, slides, strict=True))
+    free = sum(n * one.free_um2 for n, one in zip(counts, slides, strict=True))
+    return float(false / free * 1e6) if free else None
 
 
 def area_sensitivity(slides: Sequence[Tested], counts: Any) -> float | None:

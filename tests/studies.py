@@ -6,9 +6,11 @@ from pathlib import Path
 from uuid import UUID, uuid5
 
 import numpy as np
+import pytest
 import tifffile
 from shapely.geometry import Polygon, box
 
+from hnscc_qp.cli.main import main
 from hnscc_qp.geometry import Mpp, PixelSize
 from hnscc_qp.qupath.create import NewImage, create_project
 from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
@@ -106,3 +108,12 @@ def write_study(folder: Path, *, text: str = STUDY) -> Path:
     study = folder / "study.toml"
     study.write_text(text, encoding="utf-8")
     return study
+
+
+def call(*arguments: object) -> int:
+    """Run the command line as a user does; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["hnscc-qp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0)

@@ -4,39 +4,62 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from shapely.geometry import Polygon, box
-from studies import STUDY, TUMOR_BOX, annotation, write_study
+from studies import TUMOR_BOX, annotation, call, write_study
 
-from hnscc_qp.cli.main import main
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
 from hnscc_qp.review.log import ReviewLog
 from hnscc_qp.review.verdicts import Verdict, VerdictKind
 from hnscc_qp.steps import retrain, run
+from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.promote import sole_builder
 from hnscc_qp.study import load_study
 
-SMALL = STUDY.replace("per_class = 600", "per_class = 150").replace("epochs = 5", "epochs = 2")
+COPIED = {
+    "train_primary": "primary",
+    "mine_negatives": "mine",
+    "train_secondary": "secondary",
+    "score_images": "score",
+}
+"""Steps that take their time, and what they are called in a generation."""
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study whose first generation is finished. Tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("done")
-    assert call("run", write_study(folder, text=SMALL)) == 0
-    return folder
+@contextmanager
+def quick_steps(**instead: Callable[[Context], dict[str, Any]]) -> Iterator[None]:
+    """Steps that take their time copy what the parent's made; others may be replaced too."""
+
+    def copying(step: str) -> Callable[[Context], dict[str, Any]]:
+        def copy(context: Context) -> dict[str, Any]:
+            parent, target = context.generation.parent, context.generation.step(step)
+            assert parent is not None
+            if not target.exists():
+                shutil.copytree(parent.step(step), target)
+            return context.generation.manifest(step) or {}
+
+        return copy
+
+    steps = {name: copying(step) for name, step in COPIED.items()} | instead
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            run, "STEPS", tuple((title, steps.get(step.__name__, step)) for title, step in run.STEPS)
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
 def kept(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a second generation, a candidate that the gate has kept."""
+    """The study that was run, with a second generation: a candidate that the gate has kept."""
     folder = tmp_path_factory.mktemp("kept") / "study"
     shutil.copytree(done, folder)
-    assert call("retrain", folder, "--force", "--by", "anna") == 0
+    with quick_steps():
+        assert call("retrain", folder, "--force", "--by", "anna") == 0
     return folder
 
 
@@ -50,14 +73,6 @@ def first(done: Path, tmp_path: Path) -> Path:
 def study(kept: Path, tmp_path: Path) -> Path:
     """The study file of a copy with a candidate that a test may change."""
     return shutil.copytree(kept, tmp_path / "copy") / "study.toml"
-
-
-def call(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["hnscc-qp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 def asked(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
@@ -106,7 +121,7 @@ def say(
 def test_study_without_a_generation_is_left_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = write_study(tmp_path, text=SMALL)
+    study = write_study(tmp_path)
     for command in ("retrain", "rollback", "generations"):
         assert call(command, study) == 1
         assert "has no generation yet; run: hnscc-qp run" in capsys.readouterr().err
@@ -127,11 +142,8 @@ def test_without_news_there_is_nothing_to_learn(first: Path, capsys: pytest.Capt
     assert not (first.parent / "generations" / "002").exists()
 
 
-def test_candidate_is_built_beside_the_generation_in_use_from_its_weights(kept: Path) -> None:
+def test_candidate_is_built_beside_the_generation_in_use_and_kept(kept: Path) -> None:
     assert current(kept / "study.toml") == "001"
-    card = json.loads((kept / "generations/002/primary/model.json").read_text())
-    assert card["weights_origin"]["name"] == "the primary model of generation 001"
-    assert card["training"]["window"]["epochs"] == 1
     said = manifest(kept / "study.toml", "002", "retrain")
     assert said["counts"] == {
         "generation": "002",
@@ -141,6 +153,8 @@ def test_candidate_is_built_beside_the_generation_in_use_from_its_weights(kept: 
         "decisions by the test set": 1,
     }
     assert said["decision"]["reason"].startswith("too few patients: 1 of the test set bear on dice")
+    record = json.loads((kept / "generations/002/generation.json").read_text())
+    assert (record["parent"], record["by"], record["fine_tuned"]) == ("001", "anna", True)
 
 
 def test_kept_candidate_is_promoted_on_demand_and_rolled_back(
@@ -183,35 +197,24 @@ def test_validation_may_decide_instead_and_spares_the_test_set(
     assert said["counts"]["decisions by the test set"] == 1
 
 
-def test_generation_in_use_is_done_whichever_it_is(study: Path) -> None:
-    assert call("retrain", study, "--promote") == 0
-    before = {step: manifest(study, "002", step)["written"] for step in ("patches", "primary", "score")}
-    assert call("run", study) == 0
-    assert {step: manifest(study, "002", step)["written"] for step in before} == before
-    assert manifest(study, "002", "push")["counts"]["images"] == 6
-
-
 def test_stopped_at_any_step_the_same_command_goes_on(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generations = first.parent / "generations"
     (generations / "002").mkdir()  # as if it had been stopped even before it noted what it was about
     stops = ("make_patches", "train_primary", "mine_negatives", "score_images", "draw_regions", "judge")
     for number, name in enumerate(stops):
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, quick_steps(**{name: _stop}):
             if name == "judge":
                 patch.setattr(retrain, name, _stop)
-            steps = [(title, _stop if step.__name__ == name else step) for title, step in run.STEPS]
-            patch.setattr(run, "STEPS", tuple(steps))
             # Only what began is gone on with: nothing is new, so that nothing else would begin.
             assert call("retrain", first, *(["--from-scratch"] if number == 0 else [])) == 130
         assert current(first) == "001"
         assert sorted(path.name for path in generations.glob("0*")) == ["001", "002"]
-    trained = (generations / "002/primary/model.safetensors").stat().st_mtime_ns
-    assert call("retrain", first) == 0
-    assert (generations / "002/primary/model.safetensors").stat().st_mtime_ns == trained
+    cut = (generations / "002/patches/manifest.json").stat().st_mtime_ns
+    with quick_steps():
+        assert call("retrain", first) == 0
+    assert (generations / "002/patches/manifest.json").stat().st_mtime_ns == cut
     assert (generations / "002/decision.json").exists()
-    card = json.loads((generations / "002/primary/model.json").read_text())
-    assert card["weights_origin"]["name"] != "the primary model of generation 001"
-    assert card["training"]["window"]["epochs"] == 2
+    assert json.loads((generations / "002/generation.json").read_text())["fine_tuned"] is False
 
 
 def test_promotion_stopped_half_way_is_finished_and_logged_once(
@@ -254,14 +257,16 @@ def test_review_is_learnt_from_and_what_was_reviewed_on_test_slides_is_refused_b
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = manifest(study, "002", "retrain")["decision"]["figures"]["dice"]["current"]
+    text = study.read_text().replace("epochs = 5", "epochs = 2")
+    study.write_text(text)
     assert {name for name, tests in sides(study).items() if tests} == {"P3", "P6"}
     region = box(260, 100, 340, 180)
     say(study, VerdictKind.REJECTED, 3, region)
     say(study, VerdictKind.REJECTED, 6, region)
     say(study, VerdictKind.REJECTED, 1, region)
     annotate(study, 1, box(280, 200, 360, 280))
-    annotate(study, 3, box(20, 20, 380, 300))
-    assert call("retrain", study) == 0
+    annotate(study, 3, box(20, 20, 240, 300))
+    assert call("retrain", study, "--promote") == 0
 
     printed = capsys.readouterr().err
     for number in (3, 6):
@@ -285,6 +290,15 @@ def test_review_is_learnt_from_and_what_was_reviewed_on_test_slides_is_refused_b
     assert tumor_after > tumor_before
     # What review drew on a test slide is not what generations are judged by.
     assert said["decision"]["figures"]["dice"]["current"] == before
+
+    card = json.loads((study.parent / "generations/003/primary/model.json").read_text())
+    assert card["weights_origin"]["name"] == "the primary model of generation 001"
+    assert card["training"]["window"]["epochs"] == 1
+    # Now in use, it is a generation like any other: what is done is not done twice.
+    written = {step: manifest(study, "003", step)["written"] for step in ("patches", "primary", "score")}
+    assert call("run", study) == 0
+    assert {step: manifest(study, "003", step)["written"] for step in written} == written
+    assert manifest(study, "003", "push")["counts"]["images"] == 6
 
 
 def test_test_patient_under_another_name_is_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,5 +330,5 @@ def sides(study: Path) -> dict[str, bool]:
     return json.loads((study.parent / "generations" / "sides.json").read_text())["patients"]
 
 
-def _stop(*_: object, **__: object) -> None:
+def _stop(*_: object, **__: object) -> Any:
     raise KeyboardInterrupt

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from shapely.geometry import box
-from studies import TUMOR_BOX, write_study
+from studies import TUMOR_BOX, call, write_study
 
-from hnscc_qp.cli.main import main
 from hnscc_qp.qupath.embedded import EmbeddedProject
 from hnscc_qp.qupath.geojson import read_geojson
 from hnscc_qp.scoring.score_map import read_score_map
@@ -24,27 +23,11 @@ from hnscc_qp.scoring.score_map import read_score_map
 STEPS = ("patches", "primary", "mine", "secondary", "score", "calibrate", "regions", "push", "compare")
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that was run once. Tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("done")
-    assert call("run", write_study(folder)) == 0
-    return folder
-
-
 @pytest.fixture
 def study(done: Path, tmp_path: Path) -> Path:
     """The study file of a copy that a test may change."""
     shutil.copytree(done, tmp_path / "copy")
     return tmp_path / "copy" / "study.toml"
-
-
-def call(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["hnscc-qp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 def manifest(folder: Path, step: str) -> dict[str, Any]:
