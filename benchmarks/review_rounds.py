@@ -40,11 +40,13 @@ from hnscc_qp.qupath.create import NewImage, create_project
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
 from hnscc_qp.qupath.project import open_project
-from hnscc_qp.review.gate import SlideOutcome, dice, froc, sensitivity, specificity
+from hnscc_qp.review.gate import FIGURES as GATE
+from hnscc_qp.review.gate import SlideOutcome
 from hnscc_qp.review.intervals import bootstrap, paired_bootstrap
 from hnscc_qp.review.outcome import slide_outcome
 from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.scoring.threshold import votes_for
+from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.steps import calibrate, score
 from hnscc_qp.steps.context import Context
 from hnscc_qp.study import load_study
@@ -373,6 +375,7 @@ def outcomes(folder: Path, generation: str, cases: Sequence[Case]) -> list[Teste
         score_map = read_score_map(score.score_map_file(context, image))
         judge = partial(
             slide_outcome,
+            tissue=find_tissue(context.open_as_scanned(image), score_map.grid),
             entry_id=image.entry_id,
             image=image.name,
             patient=case.name,
@@ -410,16 +413,16 @@ def area_sensitivity(slides: Sequence[Tested], counts: Any) -> float | None:
 
 
 def _of_outcomes(figure: Any) -> Any:
-    return lambda slides, counts: figure([one.outcome for one in slides], np.asarray(counts))
+    return lambda slides, counts: figure([one.outcome for one in slides])(counts)
 
 
 FIGURES: dict[str, Any] = {
     "false µm² per mm²": false_per_mm2,
     "area sensitivity": area_sensitivity,
-    "slide sensitivity": _of_outcomes(sensitivity),
-    "slide specificity": _of_outcomes(specificity),
-    "Dice": _of_outcomes(dice),
-    "FROC": _of_outcomes(froc),
+    "slide sensitivity": _of_outcomes(GATE["sensitivity"]),
+    "slide specificity": _of_outcomes(GATE["specificity"]),
+    "Dice": _of_outcomes(GATE["dice"]),
+    "FROC": _of_outcomes(GATE["froc"]),
 }
 
 

@@ -6,23 +6,19 @@ the paired bootstrap over patients of `review.intervals`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hnscc_qp.errors import listed
+from hnscc_qp.review.comparison import Call
+from hnscc_qp.review.froc import FrocStatistic, SlideDetections
 from hnscc_qp.review.intervals import CONFIDENCE, paired_bootstrap
 from hnscc_qp.study import Promotion
-
-Call = Literal["positive", "negative", "no tissue"]
-
-FROC_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False findings per slide at which CAMELYON16 reads the sensitivity (Ehteshami Bejnordi et al. 2017)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +33,9 @@ class SlideOutcome:
     call: Call
     """At the generation's own threshold; a slide without tissue was not called."""
     lesions: tuple[float, ...]
-    """For each lesion of the truth the highest score of a finding that hits it, 0..1; 0 if it is missed."""
+    """For each lesion that counts the highest score of the detections in it, 0..1; 0 if there is none."""
     false_findings: tuple[float, ...]
-    """Highest score of every finding that hits no lesion, 0..1."""
+    """Scores of the detections in no lesion, 0..1."""
     truth_um2: float
     found_um2: float
     """Area over the generation's threshold."""
@@ -75,24 +71,11 @@ def dice(slides: Slides, counts: Counts) -> float | None:
     return _share(both, counts * [slide.truth_um2 + slide.found_um2 for slide in slides])
 
 
-def froc(slides: Slides, counts: Counts) -> float | None:
-    """Mean sensitivity for lesions at `FROC_RATES` false findings per slide; None without lesions.
-
-    At each rate it is the highest sensitivity of any threshold with no more false findings than that.
-    """
-    lesions, times = _repeated([slide.lesions for slide in slides], counts)
-    if not times.sum():
-        return None
-    false, false_times = _repeated([slide.false_findings for slide in slides], counts)
-    order = np.argsort(-false, kind="stable")
-    false, running = false[order], np.cumsum(false_times[order])
-    found = []
-    for rate in FROC_RATES:
-        # Above the first false finding too many, or above nothing: a missed lesion's 0 is never found.
-        over = int(np.searchsorted(running, math.floor(rate * counts.sum() + 1e-9), side="right"))
-        floor = false[over] if over < len(false) else 0.0
-        found.append(times[lesions > floor].sum() / times.sum())
-    return float(np.mean(found))
+def froc(slides: Slides) -> Figure:
+    """CAMELYON16's figure for lesions, see `review.froc`; it is made once, and then counts slides quickly."""
+    return FrocStatistic(
+        [SlideDetections(slide.patient, slide.lesions, slide.false_findings) for slide in slides]
+    )
 
 
 def _share(part: NDArray[Any], whole: NDArray[Any]) -> float | None:
@@ -100,20 +83,13 @@ def _share(part: NDArray[Any], whole: NDArray[Any]) -> float | None:
     return float(part.sum()) / of if of else None
 
 
-def _repeated(scores: Sequence[Sequence[float]], counts: Counts) -> tuple[NDArray[np.float64], Counts]:
-    """All scores of all slides, and how often each counts."""
-    return (
-        np.array([score for of_slide in scores for score in of_slide], np.float64),
-        np.repeat(counts, np.array([len(of_slide) for of_slide in scores], np.intp)),
-    )
-
-
-Figure = Callable[[Slides, Counts], float | None]
-FIGURES: Mapping[str, Figure] = {
-    "sensitivity": sensitivity,
-    "specificity": specificity,
+Figure = Callable[[Counts], float | None]
+"""A figure of some slides, each counted so often; more is better, None where there is nothing of it."""
+FIGURES: Mapping[str, Callable[[Slides], Figure]] = {
+    "sensitivity": lambda slides: partial(sensitivity, slides),
+    "specificity": lambda slides: partial(specificity, slides),
     "froc": froc,
-    "dice": dice,
+    "dice": lambda slides: partial(dice, slides),
 }
 _BEARING: Mapping[str, Callable[[SlideOutcome], bool]] = {
     "sensitivity": lambda slide: slide.positive,
@@ -218,18 +194,19 @@ def compare(current: Slides, candidate: Slides, settings: Promotion) -> dict[str
     patients = [slide.patient for slide in current]
     once = np.ones(len(current), np.int64)
     found = {}
-    for name, figure in FIGURES.items():
+    for name, figure_of in FIGURES.items():
+        before, after = figure_of(current), figure_of(candidate)
         change = paired_bootstrap(
             patients,
-            partial(figure, current),
-            partial(figure, candidate),
+            before,
+            after,
             resamples=settings.resamples,
             seed=settings.seed,
         )
         bearing = len({slide.patient for slide in current if _BEARING[name](slide)})
         found[name] = Difference(
-            figure(current, once),
-            figure(candidate, once),
+            before(once),
+            after(once),
             change.difference if change else None,
             change.interval if change and bearing > 1 else None,
             patients=bearing,

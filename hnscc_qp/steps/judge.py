@@ -17,6 +17,7 @@ from hnscc_qp.review.gate import SlideOutcome
 from hnscc_qp.review.outcome import slide_outcome
 from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.scoring.threshold import votes_for
+from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.steps import calibrate, patches, regions, score
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context
@@ -107,9 +108,11 @@ class _Made:
         objects: tuple[PathObject, ...],
     ) -> SlideOutcome:
         score_map = read_score_map(score.score_map_file(replace(context, at=self.generation), image))
+        tissue = find_tissue(context.open_as_scanned(image), score_map.grid, on_unreadable=lambda _: None)
         return slide_outcome(
             score_map,
             objects,
+            tissue=tissue,
             entry_id=image.entry_id,
             image=image.name,
             patient=patient,
