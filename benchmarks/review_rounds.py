@@ -87,7 +87,7 @@ epochs = 4
 epoch_tiles = {tiles}
 
 [retraining]
-epochs = 0.5
+epochs = 0.25
 learning_rate = {learning_rate}
 
 [mining]

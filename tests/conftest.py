@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# As the command line does: OpenMP's threads must not spin while they wait, several times slower where other
+# work runs. It is read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
