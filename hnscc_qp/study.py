@@ -284,7 +284,7 @@ class Calibration(_Settings):
 
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Wanted on the development set where no threshold separates it perfectly."""
-    min_lesion_um2: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    min_lesion_um2: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = 0.0
     """A slide is positive from a connected region over the threshold of this area on; 0, the paper's: any
     block. `auto`: the smallest area with which the development set is separated, or else called best."""
     miss_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1

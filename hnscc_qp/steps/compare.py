@@ -87,7 +87,7 @@ def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> 
         readers: whose calls to compare with, besides those that the study names.
 
     Raises:
-        StepError: there is no threshold yet.
+        StepError: there is no threshold yet, or slides were scored again since it was chosen.
         ReadersError: a reader's calls can't be used.
         CohortError: no scored slide takes part in the study.
         HnsccQpError: not one slide can be measured; the first reason.
@@ -95,6 +95,7 @@ def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> 
     started = time.time()
     scored = context.generation.need(score.STEP, command=f"hnscc-qp score {context.study.path}")
     calibrated = context.generation.need(calibrate.STEP, command=f"hnscc-qp calibrate {context.study.path}")
+    _check_fresh(context, scored, calibrated)
     members = read_members(context.generation.step(patches.STEP))
     named, root = context.study.readers, context.study.root
     sources = [parse_reader(text, is_project=False, root=root) for text in named.calls]
@@ -145,6 +146,16 @@ def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> 
 
 
 _ANNOTATION_RULES = ("nested", "open_shapes", "outside_image", "nontumor_on_positive")
+
+
+def _check_fresh(context: Context, scored: Manifest, calibrated: Manifest) -> None:
+    """Scores at every level, and the threshold among them, must be of the same votes."""
+    chosen_by = calibrated["inputs"]
+    if any(chosen_by.get(entry) != sha256 for entry, sha256 in scored["outputs"].items()):
+        raise StepError(
+            "slides were scored again since the threshold was chosen; run: hnscc-qp calibrate "
+            f"{context.study.path}"
+        )
 
 
 def _fingerprints(context: Context, scored: Mapping[str, str]) -> dict[str, str]:

@@ -234,6 +234,42 @@ def test_compare_before_calibrate_names_the_command(study: Path, call) -> None:
     assert code == 1 and "run: hnscc-qp calibrate" in err
 
 
+def test_slides_scored_again_need_a_threshold_of_their_own(study: Path, call) -> None:
+    call("calibrate", study)
+    path = study / FOLDER / "score" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    first = next(iter(manifest["outputs"]))
+    manifest["outputs"][first] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    code, _, err = call("compare", study)
+    assert code == 1 and "scored again since the threshold was chosen; run: hnscc-qp calibrate" in err
+
+
+def test_without_a_positive_development_slide_there_is_nothing_to_calibrate_by(tmp_path: Path, call) -> None:
+    study = write_study(tmp_path, text=STUDY + '[split]\ntest_patients = ["P1", "P2"]\n')
+    write_scored(tmp_path, {"S1.tif": {TUMOR: 16}}, study=study)
+    members = tmp_path / FOLDER / "patches" / "cohort.json"
+    rows = [row for row in json.loads(members.read_text()) if row["image"] not in ("S3.tif", "S5.tif")]
+    members.write_text(json.dumps(rows))
+    code, _, err = call("calibrate", study)
+    assert code == 1 and "has no positive slide to choose a threshold by" in err
+
+
+def test_a_damaged_threshold_says_what_to_do(study: Path, call) -> None:
+    call("calibrate", study)
+    (study / FOLDER / "calibrate" / "threshold.json").write_text('{"score": 0.5}')
+    code, _, err = call("compare", study)
+    assert code == 1 and "run hnscc-qp calibrate with --force" in err
+
+
+@pytest.mark.parametrize("value", ["-1", "inf", "'large'"])
+def test_a_smallest_area_that_is_none_is_refused(study: Path, call, value: str) -> None:
+    settings = study / "study.toml"
+    settings.write_text(settings.read_text() + f"\n[calibration]\nmin_lesion_um2 = {value}\n")
+    code, _, err = call("calibrate", study)
+    assert code == 1 and "calibration.min_lesion_um2" in err and "Traceback" not in err
+
+
 def test_slides_without_manual_truth_are_left_out_and_counted(tmp_path: Path, call) -> None:
     images = []
     for number in range(1, 9):
