@@ -28,7 +28,15 @@ from hnscc_qp.study import Study
 
 MANIFEST = "manifest.json"
 RECORD = "generation.json"
-_REPORTED_PACKAGES = ("numpy", "torch", "torchvision", "shapely", "openslide-python", "openslide-bin")
+_REPORTED_PACKAGES = (
+    "numpy",
+    "torch",
+    "torchvision",
+    "openvino",
+    "shapely",
+    "openslide-python",
+    "openslide-bin",
+)
 
 
 @dataclass(frozen=True, slots=True)

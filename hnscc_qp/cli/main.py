@@ -60,6 +60,14 @@ class Stride(StrEnum):
     WIDE = "20"
 
 
+class Runtime(StrEnum):
+    """What computes."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
+
+
 class WindowVotes(StrEnum):
     """Windows over a place."""
 
@@ -305,6 +313,9 @@ def score(
     exact_arithmetic: Annotated[
         bool, typer.Option("--exact-arithmetic", help="32 bits, and kernels that add in one order")
     ] = False,
+    runtime: Annotated[
+        Runtime | None, typer.Option(help="what computes; auto: OpenVINO where it can, else PyTorch")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.5:8786")
     ] = None,
@@ -326,6 +337,8 @@ def score(
         changes["stride_px"] = int(stride.value)
     if exact_arithmetic:
         changes["exact"] = True
+    if runtime is not None:
+        changes["runtime"] = runtime.value
     scored_so = context.study.scoring.model_copy(update=changes)
     context = replace(context, study=context.study.model_copy(update={"scoring": scored_so}))
     run_step(context, partial(score_images, only=tuple(image or ()), scheduler=scheduler), as_json=as_json)

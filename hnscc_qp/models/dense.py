@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from hnscc_qp.errors import StudyError
 from hnscc_qp.geometry import STEP_PX, WINDOW_PX
-from hnscc_qp.models.innercells import InnerCells, Layer
 from hnscc_qp.models.networks import build_network, fold_batch_norms, normalisation_of
+from hnscc_qp.models.openvino import OpenVinoRuntime
+from hnscc_qp.models.parts import WINDOW_CELLS, Layer, Parts, Runtime, TorchRuntime, prepare, take_apart
 
-WINDOW_CELLS = WINDOW_PX // STEP_PX
-"""Cells along one side of a window."""
 DENSE_NETWORKS = ("mobilenet_v2", "resnet50", "resnet101")
 DENSE_INPUT_PX = (32, 64, 128)
 """Values of S for which a network with strides of 2 has a stride of S/4."""
-_FULL_STRIDE = 32
+RuntimeName = Literal["torch", "openvino"]
 
 
 class DenseClassifier(nn.Module):
@@ -63,7 +62,6 @@ class DenseClassifier(nn.Module):
         With this much of the slide around it, a window's answer is the same wherever the tile's edges lie.
         """
         mean, std = normalisation_of(network_name)
-        self._inner: InnerCells | None = None
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -75,12 +73,7 @@ class DenseClassifier(nn.Module):
         Returns:
             (n, 3, height · S/40, width · S/40) float32, channels last.
         """
-        height, width = pixels.shape[-2:]
-        if height % STEP_PX or width % STEP_PX:
-            raise ValueError(f"a tile of {width} × {height} px is not made of steps of {STEP_PX} px")
-        scaled = (pixels.contiguous(memory_format=torch.channels_last).float() / 255 - self.mean) / self.std
-        size = (height // STEP_PX * self.output_stride, width // STEP_PX * self.output_stride)
-        return nn.functional.interpolate(scaled, size, mode="bilinear", align_corners=False, antialias=False)
+        return prepare(pixels, mean=self.mean, std=self.std, stride=self.output_stride)
 
     def cells(self, prepared: Tensor) -> Tensor:
         """Logits of every cell, (n, 2, height/10, width/10), of what `prepare` made."""
@@ -92,11 +85,14 @@ class DenseClassifier(nn.Module):
         logits: Tensor = head(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return logits
 
-    def inner_cells(self, prepared: Tensor, *, margin: int) -> Tensor:
-        """The same less `margin` cells on each side, for inference; see `InnerCells`."""
-        if self._inner is None:
-            self._inner = InnerCells(_layers(_blocks(self.network)), _head(self.network))
-        return self._inner(prepared, margin=margin)
+    def in_parts(self) -> Parts:
+        """Its layers in parts, for inference; of a copy whose batch norms are folded."""
+        head = _head(self.network)
+        last = head if isinstance(head, nn.Linear) else [*head.modules()][-1]
+        assert isinstance(last, nn.Linear)
+        return take_apart(
+            _layers(_blocks(self.network)), last, mean=self.mean, std=self.std, input_px=self.input_px
+        )
 
     def cell_logits(self, pixels: Tensor) -> Tensor:
         """Logits of every 10 px cell, (n, 2, height/10, width/10), as `CLASSES`."""
@@ -122,48 +118,27 @@ class DenseCascade(nn.Module):
         super().__init__()
         self.primary = fold_batch_norms(primary)
         self.secondary = None if secondary is None else fold_batch_norms(secondary)
+        self._runtimes: dict[tuple[RuntimeName, torch.device, bool], list[Runtime]] = {}
         self.eval()
 
-    @property
-    def halo_px(self) -> int:
-        """Context that makes the calls independent of the tiles' edges, on each side."""
-        return max(stage.halo_px for stage in (self.primary, self.secondary) if stage is not None)
-
-    @torch.inference_mode()
-    def call_tumor(self, pixels: Tensor, *, margin_px: int = 0) -> Tensor:
-        """Call every window of tiles; see `tumor_logits`.
+    def stages(self, *, runtime: RuntimeName, device: torch.device, bfloat16: bool) -> list[Runtime]:
+        """What computes the primary, and the secondary if there is one; made once and kept.
 
         Args:
-            pixels: (n, 3, height, width) uint8 RGB at 1.0 µm/px, multiples of 10 px.
-            margin_px: context on each side, a multiple of 10 px, whose windows are not wanted.
-
-        Returns:
-            (n, rows, columns) bool, true where both stages say tumor, of the windows that lie wholly
-            within the tile less its margin.
+            runtime: `openvino` works on the CPU, whatever `device` says.
+            device: where PyTorch works.
+            bfloat16: work in that precision, but for the last layer.
         """
-        first, second = self.stage_logits(pixels, margin_px=margin_px)
-        tumor = first[:, 1] > first[:, 0]
-        return tumor if second is None else tumor & (second[:, 1] > second[:, 0])
-
-    @torch.inference_mode()
-    def stage_logits(self, pixels: Tensor, *, margin_px: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Window logits of both stages, (n, 2, rows, columns) each, as `call_tumor` uses them.
-
-        The secondary's are None where the primary calls no wanted window tumor, or where there is none. It is
-        asked of all tiles or of none: kernels are chosen, and round, by the shape of what they get.
-        """
-        margin = margin_px // STEP_PX
-        assert margin * STEP_PX == margin_px, "a margin is made of steps"
-        prepared = self.primary.prepare(pixels)
-        first = windows_of_cells(self.primary.inner_cells(prepared, margin=margin))
-        if self.secondary is None or not bool((first[:, 1] > first[:, 0]).any()):
-            return first, None
-        # Both stages normalise alike if they are of one network; else the enlarged tile is made anew.
-        if self.secondary.input_px != self.primary.input_px or not torch.equal(
-            self.secondary.mean, self.primary.mean
-        ):
-            prepared = self.secondary.prepare(pixels)
-        return first, windows_of_cells(self.secondary.inner_cells(prepared, margin=margin))
+        key = runtime, device, bfloat16
+        if key not in self._runtimes:
+            both = (stage.in_parts() for stage in (self.primary, self.secondary) if stage is not None)
+            self._runtimes[key] = [
+                OpenVinoRuntime(network, bfloat16=bfloat16)
+                if runtime == "openvino"
+                else TorchRuntime(network, device=device, bfloat16=bfloat16)
+                for network in both
+            ]
+        return self._runtimes[key]
 
 
 def windows_of_cells(cells: Tensor) -> Tensor:

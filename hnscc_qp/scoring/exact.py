@@ -6,6 +6,8 @@ network's kernels are chosen, and round, but once. The secondary sees the primar
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from hnscc_qp.geometry import Grid
 from hnscc_qp.models.cascade import Cascade
+from hnscc_qp.scoring.tiles import Tile, plan_tiles, tile_area
+from hnscc_qp.slides.holes import Area
 
 _TILE_PX = 640
 _SECONDARY_SHARE = 4
@@ -22,37 +26,42 @@ _SECONDARY_SHARE = 4
 class ExactScorer:
     """Scores the windows of a tile one by one."""
 
-    halo_px = 0
-
     def __init__(self, cascade: Cascade, grid: Grid, *, batch_size: int, device: torch.device) -> None:
-        self._stages = [cascade.primary.to(device)]
+        self._networks = [cascade.primary.to(device)]
         if cascade.secondary is not None:
-            self._stages.append(cascade.secondary.to(device))
+            self._networks.append(cascade.secondary.to(device))
         self._grid = grid
+        self._device = device
         self._batch_size = batch_size
-        self.stages = len(self._stages)
+        self.stages = len(self._networks)
         self.tile_blocks = _TILE_PX // grid.step_px
 
-    def margins(self, pixels: Tensor, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Logit of tumor less that of nontumor, by stage: (stages, rows, columns).
+    def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
+        """See `TileScorer.tiles`."""
+        return plan_tiles(selected, self.tile_blocks)
 
-        Args:
-            pixels: (3, height, width) uint8 RGB, on the device; `tile_area`.
-            wanted: (rows, columns) windows.
+    def areas(self, tile: Tile) -> dict[tuple[int, int], Area]:
+        """See `TileScorer.areas`: the tile itself."""
+        return {(tile.row, tile.column): tile_area(tile, self._grid, side=self.tile_blocks)}
 
-        Returns:
-            NaN for windows that a stage was not asked for; above 0 is tumor.
-        """
+    def margins(
+        self, tile: Tile, wanted: NDArray[np.bool_], pixels: Mapping[tuple[int, int], NDArray[np.uint8]]
+    ) -> NDArray[np.float32]:
+        """See `TileScorer.margins`."""
         window, step = self._grid.window_px, self._grid.step_px
-        views = pixels.unfold(1, window, step).unfold(2, window, step)
+        on_device = torch.from_numpy(pixels[tile.row, tile.column]).to(self._device).permute(2, 0, 1)
+        views = on_device.unfold(1, window, step).unfold(2, window, step)
         found = np.full((self.stages, *wanted.shape), np.nan, np.float32)
         rows, columns = np.nonzero(wanted)
-        for number, stage in enumerate(self._stages):
+        for number, stage in enumerate(self._networks):
             size = self._batch_size if number == 0 else max(1, self._batch_size // _SECONDARY_SHARE)
             found[number, rows, columns] = _run(stage, views, rows, columns, size)
             positive = found[number, rows, columns] > 0
             rows, columns = rows[positive], columns[positive]
         return found
+
+    def forget(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """See `TileScorer.forget`: nothing is kept."""
 
 
 def _run(

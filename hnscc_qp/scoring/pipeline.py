@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,25 +18,44 @@ from hnscc_qp.geometry import Grid
 from hnscc_qp.progress import SILENT, Progress
 from hnscc_qp.scoring.arithmetic import arithmetic
 from hnscc_qp.scoring.journal import Journal, TileResult
-from hnscc_qp.scoring.tiles import Tile, plan_tiles, read_ahead, tile_area, windows_over
-from hnscc_qp.slides.holes import Patchwork, read_around_holes
+from hnscc_qp.scoring.tiles import Tile, read_ahead, windows_over
+from hnscc_qp.slides.holes import Area, Patchwork, read_around_holes
 from hnscc_qp.slides.reader import Slide
 from hnscc_qp.study import Scoring
 
 _MOST_READERS = 4
 
 
-class TileScorer(Protocol):
-    """A way to score a tile's windows."""
+P = TypeVar("P", bound=Hashable)
+
+
+class TileScorer(Protocol[P]):
+    """A way to score a tile's windows, from pieces of the slide that tiles may share."""
 
     stages: int
-    tile_blocks: int
-    """Window starts along one side of a tile."""
-    halo_px: int
-    """Context it needs around the windows, on each side."""
 
-    def margins(self, pixels: torch.Tensor, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """See `ExactScorer.margins`."""
+    def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
+        """Tiles that hold every selected window once, in an order that is always the same."""
+
+    def areas(self, tile: Tile) -> dict[P, Area]:
+        """What must be read for a tile, by names that tiles share, in grid px."""
+
+    def margins(
+        self, tile: Tile, wanted: NDArray[np.bool_], pixels: Mapping[P, NDArray[np.uint8]]
+    ) -> NDArray[np.float32]:
+        """Logit of tumor less that of nontumor, by stage: (stages, rows, columns).
+
+        Args:
+            tile: as `tiles` gave it.
+            wanted: (rows, columns) windows, of those that the tile wants.
+            pixels: (height, width, 3) uint8 RGB of all its areas.
+
+        Returns:
+            NaN for windows that a stage was not asked for; above 0 is tumor.
+        """
+
+    def forget(self, pieces: Iterable[P]) -> None:
+        """No tile to come needs these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +79,7 @@ def score_tiles(
     grid: Grid,
     selected: NDArray[np.bool_],
     *,
-    scorer: TileScorer,
+    scorer: TileScorer[P],
     temperatures: tuple[float, ...],
     settings: Scoring,
     device: torch.device,
@@ -90,61 +110,118 @@ def score_tiles(
     stages = scorer.stages if settings.probabilities else None
     probabilities = None if stages is None else np.full((stages, *selected.shape), np.nan, np.float16)
     lost, reason = 0, None
-    readers = max(1, min(_MOST_READERS, os.cpu_count() or 1))
 
-    def read(item: tuple[int, Tile]) -> TileResult | tuple[Patchwork, torch.Tensor]:
-        number, tile = item
-        if journal is not None and (kept := journal.get(number)) is not None:
-            return TileResult.from_bytes(kept, shape=tile.wanted.shape, stages=stages)
-        area = tile_area(tile, grid, side=scorer.tile_blocks, halo_px=scorer.halo_px)
-        got = read_around_holes(slide, area, grid.mpp)
-        pixels = torch.from_numpy(got.pixels.transpose(2, 0, 1).copy())
-        return got, pixels.pin_memory() if device.type == "cuda" else pixels
+    def keep(tile: Tile, result: TileResult) -> None:
+        nonlocal lost, reason
+        rows, columns = tile.wanted.shape
+        part = np.s_[tile.row : tile.row + rows, tile.column : tile.column + columns]
+        # Tiles may overlap where nothing is wanted.
+        called[part] |= result.called
+        evaluated[part] |= result.evaluated
+        if probabilities is not None and result.probabilities is not None:
+            known = ~np.isnan(result.probabilities)
+            probabilities[:, part[0], part[1]][known] = result.probabilities[known]
+        lost += int((tile.wanted & ~result.evaluated).sum())
+        reason = reason or result.reason
 
-    def score(tile: Tile, got: Patchwork, pixels: torch.Tensor) -> TileResult:
-        """Score what could be read of a tile.
-
-        In dense mode a window near a hole sees white there, as it does beyond the image's border.
-        """
-        wanted = tile.wanted & ~windows_over(got.holes, tile, grid)
-        margins = np.full((scorer.stages, *wanted.shape), np.nan, np.float32)
-        if wanted.any():
-            try:
-                margins = scorer.margins(pixels.to(device, non_blocking=True), wanted)
-            except torch.OutOfMemoryError as error:
-                raise StepError(
-                    f"{device} has too little memory to score with; lower scoring.batch_size, or set device "
-                    '= "cpu" in the study'
-                ) from error
-        # NaN, where a stage was not asked because the one before it said no, is above nothing.
-        called = np.all(margins > 0, axis=0)
-        return TileResult(
-            wanted, called, None if stages is None else _probabilities(margins, temperatures), got.reason
-        )
-
-    tiles = enumerate(plan_tiles(selected, scorer.tile_blocks))
     task = progress.task(slide.name, int(selected.sum()), unit="windows")
-    with closing(read_ahead(tiles, read, threads=readers, ahead=readers + 1)) as ready, task:
+    with task, arithmetic(settings, device):
+        waiting: list[tuple[int, Tile]] = []
+        for number, tile in enumerate(scorer.tiles(selected)):
+            if journal is not None and (kept := journal.get(number)) is not None:
+                keep(tile, TileResult.from_bytes(kept, shape=tile.wanted.shape, stages=stages))
+                task.advance(int(tile.wanted.sum()))
+            else:
+                waiting.append((number, tile))
         rate = _Rate()
-        with arithmetic(settings, device):
-            for (number, tile), future in ready:
-                got = future.result()
-                if isinstance(got, TileResult):
-                    result = got
-                else:
-                    result = score(tile, *got)
-                    if journal is not None:
-                        journal.append(number, result.to_bytes())
-                    rate.count(int(result.evaluated.sum()))
-                rows, columns = tile.wanted.shape
-                part = np.s_[tile.row : tile.row + rows, tile.column : tile.column + columns]
-                called[part], evaluated[part] = result.called, result.evaluated
-                if probabilities is not None and result.probabilities is not None:
-                    probabilities[:, part[0], part[1]] = result.probabilities
-                lost += int((tile.wanted & ~result.evaluated).sum())
-                reason = reason or result.reason
+        with closing(_read_pieces(slide, grid, [tile for _, tile in waiting], scorer)) as read:
+            for (number, tile), pieces in zip(waiting, read, strict=True):
+                result = _score(
+                    tile,
+                    grid,
+                    scorer,
+                    pieces,
+                    temperatures=temperatures if stages else None,
+                    device=device,
+                )
+                if journal is not None:
+                    journal.append(number, result.to_bytes())
+                keep(tile, result)
+                rate.count(int(result.evaluated.sum()))
                 task.advance(int(tile.wanted.sum()), note=rate.note)
     return Scored(called, evaluated, probabilities, lost, reason)
+
+
+def _read_pieces(
+    slide: Slide, grid: Grid, tiles: Sequence[Tile], scorer: TileScorer[P]
+) -> Generator[dict[P, Patchwork], None, None]:
+    """The pieces of each tile, read ahead by threads; one that several tiles need is read once.
+
+    What no tile to come needs is forgotten when the next tile is asked for.
+    """
+    # By tiles: the pieces that it is the first to need, and those that it is the last to need.
+    first: list[list[tuple[P, Area]]] = [[] for _ in tiles]
+    last_use: dict[P, int] = {}
+    for number, tile in enumerate(tiles):
+        for piece, area in scorer.areas(tile).items():
+            if piece not in last_use:
+                first[number].append((piece, area))
+            last_use[piece] = number
+    last: list[list[P]] = [[] for _ in tiles]
+    for piece, number in last_use.items():
+        last[number].append(piece)
+
+    def read(number: int) -> list[tuple[P, Patchwork]]:
+        return [(piece, read_around_holes(slide, area, grid.mpp)) for piece, area in first[number]]
+
+    readers = max(1, min(_MOST_READERS, os.cpu_count() or 1))
+    held: dict[P, Patchwork] = {}
+    with closing(read_ahead(range(len(tiles)), read, threads=readers, ahead=readers)) as ready:
+        for number, future in ready:
+            held.update(future.result())
+            yield {piece: held[piece] for piece in scorer.areas(tiles[number])}
+            scorer.forget(last[number])
+            for piece in last[number]:
+                del held[piece]
+
+
+def _score(
+    tile: Tile,
+    grid: Grid,
+    scorer: TileScorer[P],
+    pieces: Mapping[P, Patchwork],
+    *,
+    temperatures: tuple[float, ...] | None,
+    device: torch.device,
+) -> TileResult:
+    """Score what could be read of a tile.
+
+    In dense mode a window near a hole sees white there, as it does beyond the image's border.
+
+    Args:
+        tile: which.
+        grid: of the slide.
+        scorer: exact or dense.
+        pieces: of the tile.
+        temperatures: of the stages, if probabilities are wanted.
+        device: to name where memory ends.
+    """
+    holes = [hole for got in pieces.values() for hole in got.holes]
+    wanted = tile.wanted & ~windows_over(holes, tile, grid)
+    reason = next((got.reason for got in pieces.values() if got.reason), None)
+    margins = np.full((scorer.stages, *wanted.shape), np.nan, np.float32)
+    if wanted.any():
+        try:
+            margins = scorer.margins(tile, wanted, {piece: got.pixels for piece, got in pieces.items()})
+        except torch.OutOfMemoryError as error:
+            raise StepError(
+                f"{device} has too little memory to score with; lower scoring.batch_size, or set device "
+                '= "cpu" in the study'
+            ) from error
+    # NaN, where a stage was not asked because the one before it said no, is above nothing.
+    called = np.all(margins > 0, axis=0)
+    probabilities = None if temperatures is None else _probabilities(margins, temperatures)
+    return TileResult(wanted, called, probabilities, reason)
 
 
 def _probabilities(margins: NDArray[np.float32], temperatures: tuple[float, ...]) -> NDArray[np.float16]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from hnscc_qp.errors import SlideReadError, StudyError, UnusableSlideError
 from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import versions
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, WINDOW_PX, Grid
+from hnscc_qp.models import openvino
 from hnscc_qp.models.cascade import AnyCascade, Cascade
-from hnscc_qp.models.dense import DenseCascade
+from hnscc_qp.models.dense import DenseCascade, RuntimeName
 from hnscc_qp.progress import SILENT, Progress
 from hnscc_qp.scoring.dense import DenseScorer
 from hnscc_qp.scoring.exact import ExactScorer
@@ -70,6 +71,7 @@ def score_slide(
     progress: Progress = SILENT,
     provenance: Mapping[str, str] | None = None,
     journal: Path | None = None,
+    runtime: RuntimeName | None = None,
 ) -> SlideScores:
     """Score every block of a slide: 40 px windows at 1.0 µm/px, every 10 px (Tang et al. 2022, §2.5).
 
@@ -87,15 +89,18 @@ def score_slide(
         provenance: what else the score map should say of its making, such as the models' hashes; what is
             kept in a journal counts for the same provenance only.
         journal: a file that keeps finished tiles, to go on with after a kill. The caller deletes it.
+        runtime: what computes; None: as `choose_runtime` says.
 
     Raises:
         MissingMppError: its pixel size is not known.
         UnusableSlideError: it is smaller than a window, or too coarse.
         SlideReadError: nothing of it can be decoded.
-        StudyError: the models are for another mode.
+        StudyError: the models are for another mode, or the runtime is not to be had.
         StorageError: the journal can't be written.
     """
     mode = choose_mode(cascade, settings)
+    if runtime is None:
+        runtime = choose_runtime(cascade, settings, device)
     require_mpp(slide, WINDOW_MPP)
     grid = Grid.of_method(slide.size, slide.pixel_size, step_px=settings.stride_px)
     if not (grid.window_rows and grid.window_columns):
@@ -110,11 +115,11 @@ def score_slide(
         progress.warn(f"{slide.name}: no tissue was found, so nothing is scored; review it by eye")
     selected = _select(grid, of_method, tissue, min_tissue=settings.min_tissue)
     wanted = int(selected.sum())
-    scorer = _make_scorer(cascade, grid, settings, device)
+    scorer: TileScorer[Any] = _make_scorer(cascade, grid, settings, device, runtime)
     book = None
     if journal is not None and wanted:
         key = sha256_json(
-            [dict(provenance or {}), settings.model_dump(mode="json"), mode, str(device), versions()]
+            [dict(provenance or {}), settings.model_dump(mode="json"), mode, runtime, str(device), versions()]
         )
         book = Journal(journal, key=key)
     try:
@@ -148,7 +153,7 @@ def score_slide(
         image_size_px=slide.size,
         windows=wanted - scored.lost,
         unreadable=scored.lost,
-        provenance={"slide": slide.name, "mode": mode} | dict(provenance or {}),
+        provenance={"slide": slide.name, "mode": mode, "runtime": runtime} | dict(provenance or {}),
     )
     return SlideScores(score_map, scored.probabilities)
 
@@ -168,10 +173,33 @@ def _select(
     return select_windows(whole, padded, min_tissue=min_tissue, stride_blocks=times)[::times, ::times]
 
 
-def _make_scorer(cascade: AnyCascade, grid: Grid, settings: Scoring, device: torch.device) -> TileScorer:
+def choose_runtime(cascade: AnyCascade, settings: Scoring, device: torch.device) -> RuntimeName:
+    """What computes: OpenVINO for dense models on a CPU where it is installed, else PyTorch.
+
+    Raises:
+        StudyError: the study asks for OpenVINO, and it can't be had; the message says why.
+    """
+    why_not = None
+    if not isinstance(cascade, DenseCascade):
+        why_not = 'works with dense models only; set recipe = "dense" and train them'
+    elif settings.exact:
+        why_not = "does not promise exact arithmetic; leave --exact-arithmetic (scoring.exact) out"
+    elif device.type != "cpu":
+        why_not = f'works on the CPU only, not on {device}; set device = "cpu"'
+    elif not openvino.is_installed():
+        why_not = "is not installed; run: pip install 'hnscc-qp[openvino]'"
+    if settings.runtime == "openvino" and why_not:
+        raise StudyError(f'OpenVINO {why_not}, or set runtime = "torch"')
+    return "torch" if why_not or settings.runtime == "torch" else "openvino"
+
+
+def _make_scorer(
+    cascade: AnyCascade, grid: Grid, settings: Scoring, device: torch.device, runtime: RuntimeName
+) -> DenseScorer | ExactScorer:
     if isinstance(cascade, Cascade):
         return ExactScorer(cascade, grid, batch_size=settings.batch_size, device=device)
-    return DenseScorer(cascade, grid, device=device)
+    low = settings.precision == "bfloat16" and not settings.exact
+    return DenseScorer(cascade.stages(runtime=runtime, device=device, bfloat16=low), grid)
 
 
 def _temperatures(cascade: AnyCascade) -> tuple[float, ...]:

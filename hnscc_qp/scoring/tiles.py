@@ -68,13 +68,19 @@ def spread(windows: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
     return _box_sums(np.pad(windows, side - 1), side)
 
 
-def plan_tiles(selected: NDArray[np.bool_], side: int) -> Iterator[Tile]:
-    """The tiles with wanted windows, row by row."""
-    for row in range(0, selected.shape[0], side):
-        for column in range(0, selected.shape[1], side):
-            wanted = selected[row : row + side, column : column + side]
-            if wanted.any():
-                yield Tile(row, column, wanted)
+def plan_tiles(selected: NDArray[np.bool_], side: int, *, panel: int | None = None) -> Iterator[Tile]:
+    """The tiles with wanted windows, row by row.
+
+    With `panel`, a multiple of the side, rows go over so many columns only, and the next columns follow when
+    these are done: neighbours come soon after each other on the largest slides, too.
+    """
+    panel = panel or max(side, selected.shape[1])
+    for left in range(0, selected.shape[1], panel):
+        for row in range(0, selected.shape[0], side):
+            for column in range(left, min(left + panel, selected.shape[1]), side):
+                wanted = selected[row : row + side, column : min(column + side, left + panel)]
+                if wanted.any():
+                    yield Tile(row, column, wanted)
 
 
 def tile_area(tile: Tile, grid: Grid, *, side: int, halo_px: int = 0) -> Area:

@@ -10,8 +10,9 @@ from hnscc_qp.cluster import on_cluster
 from hnscc_qp.errors import CohortError, HnsccQpError, StorageError
 from hnscc_qp.files import atomic_path, sha256_file
 from hnscc_qp.generation import make_manifest, write_manifest
+from hnscc_qp.models.device import choose_device
 from hnscc_qp.qupath.project import ImageEntry
-from hnscc_qp.scoring.slide import choose_mode
+from hnscc_qp.scoring.slide import choose_mode, choose_runtime
 from hnscc_qp.steps.context import Context, Manifest, placement
 from hnscc_qp.steps.scorejob import (
     STEP,
@@ -41,7 +42,7 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
 
     Raises:
         CohortError: the project has no image of such a name.
-        StudyError: the models were trained for another mode.
+        StudyError: the models were trained for another mode, or the runtime is not to be had.
         ClusterError: the cluster can't be reached or went away.
         HnsccQpError: not one image could be scored.
     """
@@ -49,6 +50,7 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
     images = _wanted(context, only)
     cascade, models = load_cascade(context)
     mode = choose_mode(cascade, context.study.scoring)
+    runtime = choose_runtime(cascade, context.study.scoring, choose_device(context.study.device))
     settings = scoring_settings(context)
     inputs = models | {f"image {image.entry_id}": placement(image) for image in context.project.images}
     if not only and (done := context.finished(STEP, settings, inputs)):
@@ -58,7 +60,13 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
     def job(image: ImageEntry) -> ScoreJob:
         key = score_key(context, image, models)
         return ScoreJob(
-            context.study, context.generation.name, image, tuple(models.items()), key, force=context.force
+            context.study,
+            context.generation.name,
+            image,
+            tuple(models.items()),
+            key,
+            runtime=runtime,
+            force=context.force,
         )
 
     if scheduler is None:
@@ -76,6 +84,7 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
         counts={
             "images": len(found),
             "mode": mode,
+            "runtime": runtime,
             "windows": sum(one.windows for one in found.values()),
             "unreadable windows": sum(one.unreadable for one in found.values()),
         },

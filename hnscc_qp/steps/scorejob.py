@@ -16,6 +16,7 @@ from hnscc_qp.errors import ClusterError, ScoreMapError
 from hnscc_qp.files import sha256_file, storing
 from hnscc_qp.generation import step_key
 from hnscc_qp.models.cascade import AnyCascade
+from hnscc_qp.models.dense import RuntimeName
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.progress import SILENT, Task
 from hnscc_qp.qupath.project import ImageEntry
@@ -40,6 +41,8 @@ class ScoreJob:
     """Name and SHA-256 of each, as `load_cascade` names them."""
     key: str
     """What identifies the result, see `score_key`."""
+    runtime: RuntimeName
+    """What computes, on this machine and on any other."""
     force: bool
     """Score it although a score map of this job is there."""
     version: str = __version__
@@ -97,6 +100,7 @@ def run_job(job: ScoreJob, context: Context, cascade: AnyCascade) -> SlideResult
             provenance={"key": job.key, "image": job.image.name, "entry_id": job.image.entry_id}
             | dict(job.models),
             journal=journal,
+            runtime=job.runtime,
         )
         score_map = scores.score_map
         with storing(path):

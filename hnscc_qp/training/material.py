@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hnscc_qp.errors import TrainingError
 from hnscc_qp.geometry import STEP_PX
-from hnscc_qp.models.dense import WINDOW_CELLS
 from hnscc_qp.models.networks import CLASSES
+from hnscc_qp.models.parts import WINDOW_CELLS
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.study import DenseRecipe, WindowRecipe
 from hnscc_qp.training.augment import draw_orientations, draw_stains, orient, restain

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from hnscc_qp.errors import CheckpointError, StudyError
-from hnscc_qp.models import innercells
 from hnscc_qp.models.cascade import make_cascade
 from hnscc_qp.models.checkpoint import load_model, save_model
-from hnscc_qp.models.dense import DenseCascade, DenseClassifier
+from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.networks import WindowClassifier, build_network
 from hnscc_qp.study import Training
 
@@ -113,69 +112,6 @@ def test_halo_is_how_far_a_change_is_felt() -> None:
     reach = (felt - 2 * halo // 10).abs().max().item() * 10
     # What is felt in theory is not always in float32, but the halo must not be generous without reason.
     assert halo / 2 < reach <= halo
-
-
-@torch.no_grad()
-def test_cascade_calls_what_both_stages_call() -> None:
-    primary, secondary = settled(seed=1), settled(seed=2)
-    tiles = noise(160, 160, n=2)
-    cascade = DenseCascade(primary, secondary)
-    first, second = (
-        stage(tiles).argmax(dim=1) == 1 for stage in (cascade.primary, cascade.secondary) if stage is not None
-    )
-    assert (first & ~second).any() and (~first & second).any() and (first & second).any()
-    called = cascade.call_tumor(tiles)
-    assert torch.equal(called, first & second)
-    assert torch.equal(cascade.call_tumor(tiles, margin_px=30), called[:, 3:-3, 3:-3])
-    assert torch.equal(DenseCascade(primary, None).call_tumor(tiles), first)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("network", "input_px"), [("mobilenet_v2", 128), ("mobilenet_v2", 64), ("resnet50", 32)]
-)
-def test_inner_cells_are_the_cells_less_a_margin(
-    network: str, input_px: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Pieces so small that a tile of few pixels has several, the last ones narrower.
-    monkeypatch.setitem(innercells._PIECE_PX, "cpu", 128)
-    classifier = settled(network, input_px=input_px)
-    prepared = classifier.prepare(noise(230, 180))
-    whole = classifier.cells(prepared)
-    assert whole.std() > 0.01
-    before = torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for margin in (0, 3, 7):
-            inner = classifier.inner_cells(prepared, margin=margin)
-            wanted = whole[..., margin : whole.shape[2] - margin, margin : whole.shape[3] - margin]
-            torch.testing.assert_close(inner, wanted, rtol=1e-3, atol=1e-4)
-        assert torch.get_num_threads() == threads
-    torch.set_num_threads(before)
-
-
-@torch.no_grad()
-def test_in_bfloat16_inner_cells_are_as_near_as_autocast_comes_and_weights_stay() -> None:
-    classifier = DenseCascade(settled(), None).primary
-    prepared = classifier.prepare(noise(160, 160))
-    exact = classifier.inner_cells(prepared, margin=0)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = classifier.inner_cells(prepared, margin=0)
-        usual = classifier.cells(prepared).float()
-    assert low.dtype == torch.float32
-    assert 0 < (low - exact).abs().mean() < 1.5 * (usual - exact).abs().mean()
-    assert torch.equal(classifier.inner_cells(prepared, margin=0), exact)
-
-
-@torch.no_grad()
-def test_secondary_rests_where_the_primary_finds_nothing() -> None:
-    primary, secondary = settled(seed=1), settled(seed=2)
-    primary.network.get_submodule("classifier.1").bias[0] += 1000
-    cascade = DenseCascade(primary, secondary)
-    assert cascade.secondary is not None
-    first_layer = cascade.secondary.network.get_submodule("features.0")
-    first_layer.register_forward_pre_hook(lambda *_: pytest.fail("the secondary was asked"))
-    assert not cascade.call_tumor(noise(80, 80)).any()
 
 
 def test_stages_of_two_recipes_are_refused() -> None:

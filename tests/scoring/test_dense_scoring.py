@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from hnscc_qp.errors import StudyError
 from hnscc_qp.geometry import Grid
 from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.models.dense import DenseCascade, DenseClassifier, windows_of_cells
+from hnscc_qp.models.parts import Layer, Parts, TorchRuntime, take_apart
+from hnscc_qp.scoring import dense as dense_module
 from hnscc_qp.scoring import slide as slide_module
 from hnscc_qp.scoring.dense import DenseScorer
 from hnscc_qp.scoring.pipeline import score_tiles
@@ -39,22 +43,19 @@ class SmallStage(torch.nn.Module):
     def __init__(self, *, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.mean = torch.zeros(1)
         self.fine = torch.nn.Conv2d(3, 6, 5, padding=2)
-        self.coarse = torch.nn.Conv2d(6, 2, 3, padding=1)
-
-    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.float() / 255
-
-    def cells(self, prepared: torch.Tensor) -> torch.Tensor:
-        return self.coarse(torch.nn.functional.avg_pool2d(self.fine(prepared).relu(), 10))
-
-    def inner_cells(self, prepared: torch.Tensor, *, margin: int) -> torch.Tensor:
-        cells = self.cells(prepared)
-        return cells[..., margin : cells.shape[-2] - margin, margin : cells.shape[-1] - margin]
+        self.pool = torch.nn.Sequential(torch.nn.AvgPool2d(10), torch.nn.Conv2d(6, 5, 1))
+        self.coarse = torch.nn.Conv2d(5, 4, 3, padding=1)
+        self.head = torch.nn.Linear(4, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return windows_of_cells(self.cells(self.prepare(pixels)))
+        cells = self.coarse(self.pool(self.fine(pixels.float() / 255).relu()))
+        return windows_of_cells(self.head(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+    def in_parts(self) -> Parts:
+        fine = torch.nn.Sequential(self.fine, torch.nn.ReLU())
+        layers = [Layer(fine, 1, 2), Layer(self.pool, 10, 0), Layer(self.coarse, 10, 10)]
+        return take_apart(layers, self.head, mean=torch.zeros(1), std=torch.ones(1), input_px=40)
 
 
 def no_narrow_calls(classifier: torch.nn.Module, bias: torch.nn.Parameter, slide) -> None:
@@ -72,7 +73,7 @@ def no_narrow_calls(classifier: torch.nn.Module, bias: torch.nn.Parameter, slide
 
 def small_stage(slide, *, seed: int) -> SmallStage:
     stage = SmallStage(seed=seed)
-    no_narrow_calls(stage, stage.coarse.bias, slide)
+    no_narrow_calls(stage, stage.head.bias, slide)
     return stage
 
 
@@ -105,21 +106,27 @@ def test_a_real_network_votes_alike_on_two_tilings():
         classifier.train()(white_around(slide, classifier.halo_px))
     no_narrow_calls(classifier, classifier.network.classifier[1].bias, slide)
     cascade = DenseCascade(classifier, None)
-    votes = [called(slide, cascade, tile_px=tile_px) for tile_px in (30, 80)]
+    votes = [called(slide, cascade, piece_cells=cells) for cells in (3, 8)]
     assert 0 < votes[0].sum() < votes[0].size
     assert np.array_equal(*votes)
 
 
-def called(slide, cascade, *, tile_px: int, step_px: int = 10, settings: Scoring | None = None):
+def called(
+    slide, cascade, *, piece_cells: int, step_px: int = 10, settings: Scoring | None = None, selected=None
+):
     grid = grid_of(slide, step_px)
-    scorer = DenseScorer(cascade, grid, device=CPU, tile_px=tile_px)
+    settings = settings or Scoring()
+    low = settings.precision == "bfloat16" and not settings.exact
+    stages = cascade.stages(runtime="torch", device=CPU, bfloat16=low)
+    if selected is None:
+        selected = np.ones((grid.window_rows, grid.window_columns), bool)
     return score_tiles(
         slide,
         grid,
-        np.ones((grid.window_rows, grid.window_columns), bool),
-        scorer=scorer,
+        selected,
+        scorer=DenseScorer(stages, grid, piece_cells=piece_cells),
         temperatures=(1.0, 1.0),
-        settings=settings or Scoring(),
+        settings=settings,
         device=CPU,
     ).called
 
@@ -127,7 +134,7 @@ def called(slide, cascade, *, tile_px: int, step_px: int = 10, settings: Scoring
 @pytest.fixture(scope="module")
 def expected(slide, cascade) -> np.ndarray:
     """Both stages over the whole slide in one pass, with more white around it than they need."""
-    more = cascade.halo_px + 40
+    more = cascade.primary.halo_px + 40
     pixels = white_around(slide, more)
     with torch.inference_mode():
         first, second = (stage(pixels)[0] for stage in (cascade.primary, cascade.secondary))
@@ -136,14 +143,62 @@ def expected(slide, cascade) -> np.ndarray:
     return tumor[: grid.window_rows, : grid.window_columns]
 
 
-@pytest.mark.parametrize("tile_px", [50, 70, 120, 300])
-def test_votes_do_not_depend_on_how_the_slide_is_cut(slide, cascade, expected, tile_px):
+@pytest.mark.parametrize("piece_cells", [2, 3, 5, 12])
+def test_votes_do_not_depend_on_how_the_slide_is_cut(slide, cascade, expected, piece_cells):
     assert 0 < expected.sum() < expected.size
-    assert np.array_equal(called(slide, cascade, tile_px=tile_px), expected)
+    assert np.array_equal(called(slide, cascade, piece_cells=piece_cells), expected)
+
+
+@pytest.mark.parametrize("step_px", [5, 10])
+def test_what_is_skipped_around_a_window_changes_no_vote(slide, cascade, step_px):
+    everywhere = called(slide, cascade, piece_cells=4, step_px=step_px)
+    for seed in range(8):
+        selected = np.random.default_rng(seed).random(everywhere.shape) < 0.05
+        some = called(slide, cascade, piece_cells=2, step_px=step_px, selected=selected)
+        assert np.array_equal(some.astype(bool), everywhere.astype(bool) & selected)
+
+
+def test_every_piece_is_read_once_and_computed_once(slide, cascade, monkeypatch):
+    passed = []
+    run = TorchRuntime.run
+    monkeypatch.setattr(
+        TorchRuntime,
+        "run",
+        lambda self, number, pieces: passed.append((self, number, len(pieces))) or run(self, number, pieces),
+    )
+    slide.reads.clear()
+    called(slide, DenseCascade(cascade.primary, None), piece_cells=4)
+    assert len({(region.x, region.y) for region in slide.reads}) == len(slide.reads) > 30
+    first, second, last = (sum(count for _, number, count in passed if number == part) for part in range(3))
+    grid = grid_of(slide)
+    assert last == -(-grid.window_rows // 4) * -(-grid.window_columns // 4)
+    # Those wholly beyond the border are white, and all alike: one of them is computed.
+    assert second == len(slide.reads) > first > last
+
+
+def test_narrow_panels_for_little_memory_change_no_vote(slide, cascade, expected, monkeypatch):
+    monkeypatch.setattr(dense_module, "_MOST_WAITING_BYTES", 1)
+    slide.reads.clear()
+    assert np.array_equal(called(slide, cascade, piece_cells=3), expected)
+    again = len(slide.reads)
+    monkeypatch.undo()
+    slide.reads.clear()
+    called(slide, cascade, piece_cells=3)
+    assert len(slide.reads) < again
+
+
+def test_the_secondary_rests_where_the_primary_finds_nothing(slide, cascade, monkeypatch):
+    primary = copy.deepcopy(cascade.primary)
+    with torch.no_grad():
+        primary.head.bias[0] += 1000
+    silent = DenseCascade(primary, cascade.secondary)
+    secondary = silent.stages(runtime="torch", device=CPU, bfloat16=False)[1]
+    monkeypatch.setattr(secondary, "run", lambda *_: pytest.fail("the secondary was asked"))
+    assert not called(slide, silent, piece_cells=5).any()
 
 
 def test_a_stride_of_twenty_is_every_second_window(slide, cascade, expected):
-    found = called(slide, cascade, tile_px=120, step_px=20)
+    found = called(slide, cascade, piece_cells=6, step_px=20)
     rows, columns = (min(a, b) for a, b in zip(found.shape, expected[::2, ::2].shape, strict=True))
     assert np.array_equal(found[:rows, :columns], expected[::2, ::2][:rows, :columns])
 
@@ -151,12 +206,12 @@ def test_a_stride_of_twenty_is_every_second_window(slide, cascade, expected):
 def test_a_stride_of_five_holds_the_windows_of_ten_and_those_of_a_shifted_slide(slide, cascade, expected):
     from scoring.conftest import ArraySlide
 
-    found = called(slide, cascade, tile_px=100, step_px=5)
+    found = called(slide, cascade, piece_cells=5, step_px=5)
     even = found[::2, ::2]  # its last row of blocks ends before that of 10 px
     assert np.array_equal(even, expected[: even.shape[0], : even.shape[1]])
     # White above and to the left takes the place of the halo beyond the border, which is white too.
     padded = np.pad(slide.pixels, ((5, 0), (5, 0), (0, 0)), constant_values=255)
-    moved = called(ArraySlide(padded), cascade, tile_px=100)
+    moved = called(ArraySlide(padded), cascade, piece_cells=5)
     odd = found[1::2, 1::2]
     rows, columns = (min(a - 1, b) for a, b in zip(moved.shape, odd.shape, strict=True))
     assert np.array_equal(odd[:rows, :columns], moved[1 : rows + 1, 1 : columns + 1])
@@ -173,8 +228,8 @@ def test_window_models_are_refused_densely_and_dense_ones_exactly(slide, cascade
 
 
 def test_bfloat16_is_close_and_exact_arithmetic_takes_it_back(slide, cascade, expected):
-    low = called(slide, cascade, tile_px=120, settings=Scoring(precision="bfloat16"))
-    strict = called(slide, cascade, tile_px=120, settings=Scoring(precision="bfloat16", exact=True))
+    low = called(slide, cascade, piece_cells=6, settings=Scoring(precision="bfloat16"))
+    strict = called(slide, cascade, piece_cells=6, settings=Scoring(precision="bfloat16", exact=True))
     assert np.array_equal(strict, expected)
     assert (low == expected).mean() > 0.8
     assert not torch.are_deterministic_algorithms_enabled()
@@ -188,7 +243,7 @@ def test_probabilities_are_those_of_the_stages_and_nan_where_none_was_asked(slid
     finally:
         cascade.primary.temperature = 1.0
     first, second = scores.probabilities.astype(np.float32)
-    halo = cascade.halo_px
+    halo = cascade.primary.halo_px
     with torch.inference_mode():
         logits = cascade.primary(white_around(slide, halo))[0, :, halo // 10 :, halo // 10 :] / 2.0
     wanted = logits.softmax(0)[1].numpy()[: first.shape[0], : first.shape[1]]

@@ -1,0 +1,272 @@
+"""A dense network in parts, so that what neighbouring tiles share is computed once.
+
+A window's answer depends on 160 px around it. A plain pass over a tile with that margin computes nearly as
+much for the margin as is wanted; most of it is for the last layers, whose dilated kernels reach far, and is
+paid for in the first ones, whose maps are large. So the layers are parted into three. Each part works on
+pieces of the slide with the little around them that it reaches itself, and what it makes of a piece serves
+all pieces of the next part that need it. Within a part the margin is cut off layer by layer, as far as the
+layers that follow don't reach. Neither changes what is computed, but for rounding: kernels are chosen by
+shape.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hnscc_qp.geometry import STEP_PX, WINDOW_PX
+
+WINDOW_CELLS = WINDOW_PX // STEP_PX
+"""Cells along one side of a window."""
+_FIRST_REACH_PX = 32
+_FIRST_STRIDE = 8
+"""Of the first part, in network px: its maps are large, so what it computes twice between pieces is dear."""
+_PIECE_CELLS = {"cpu": 48, "cuda": 192}
+_SMALL_CELLS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One of the modules that make the feature map, in order."""
+
+    module: nn.Module
+    stride: int
+    """Of its output, to the network's input."""
+    reach: int
+    """How many network px beyond itself a cell of its output depends on, this layer alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the layers, which follow each other."""
+
+    layers: tuple[Layer, ...]
+    margin: int
+    """Cells around a piece that its output depends on, given the input."""
+    channels: int
+    """Of its output."""
+    side: int
+    """Output values along one side of a cell."""
+    cuts: tuple[int, ...]
+    """Cells of margin to cut off on each side after each layer; they add up to the margin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A dense network, folded and in eval mode, in parts."""
+
+    parts: tuple[Part, ...]
+    head_weight: Tensor
+    """(channels,): what tells tumor from nontumor of a cell's features."""
+    head_bias: Tensor
+    """()"""
+    mean: Tensor
+    std: Tensor
+    """(1, 3, 1, 1), of channels in 0..1."""
+    input_px: int
+
+    @property
+    def stride(self) -> int:
+        """Network px between cells."""
+        return self.input_px // WINDOW_CELLS
+
+
+def take_apart(
+    layers: Sequence[Layer], head: nn.Linear, *, mean: Tensor, std: Tensor, input_px: int
+) -> Parts:
+    """Part a network: where its maps have become small, and half-way of the reach from there on."""
+    stride = input_px // WINDOW_CELLS
+    first = _count_within(layers, _FIRST_REACH_PX, largest_stride=min(_FIRST_STRIDE, stride))
+    rest = layers[first:]
+    second = max(1, _count_within(rest, sum(layer.reach for layer in rest) // 2, largest_stride=stride))
+    pieces = (layers[:first], rest[:second], rest[second:])
+    weight, bias = head.weight.detach().float().cpu(), head.bias.detach().float().cpu()
+    # Enlarging errs at a piece's edge, as far as it looks.
+    enlarging = math.ceil(input_px / WINDOW_PX)
+    return Parts(
+        tuple(
+            _part(some, stride, more=enlarging if number == 0 else 0)
+            for number, some in enumerate(pieces)
+            if some
+        ),
+        weight[1] - weight[0],
+        bias[1] - bias[0],
+        mean.cpu(),
+        std.cpu(),
+        input_px,
+    )
+
+
+def _count_within(layers: Sequence[Layer], most_reach: int, *, largest_stride: int) -> int:
+    """How many of the layers, from the first on, reach no farther than that."""
+    reach = 0
+    for count, layer in enumerate(layers):
+        reach += layer.reach
+        if reach > most_reach or layer.stride > largest_stride:
+            return count
+    return len(layers)
+
+
+def _part(layers: Sequence[Layer], stride: int, *, more: int) -> Part:
+    margin = -(-(sum(layer.reach for layer in layers) + more) // stride)
+    left, cuts = margin, []
+    for number in range(len(layers)):
+        ahead = sum(layer.reach for layer in layers[number + 1 :])
+        # Whole cells, so that strides to come start where they would have.
+        spare = max(0, left * stride - ahead) // stride
+        cuts.append(spare)
+        left -= spare
+    # Early cuts would copy maps that are large for the little they save.
+    if more:
+        cuts = [0] * (len(layers) - 1) + [margin]
+    convolutions = (
+        module for layer in layers for module in layer.module.modules() if isinstance(module, nn.Conv2d)
+    )
+    return Part(
+        tuple(layers),
+        margin,
+        [module.out_channels for module in convolutions][-1],
+        stride // layers[-1].stride,
+        tuple(cuts),
+    )
+
+
+class Runtime(Protocol):
+    """What computes the parts of one stage."""
+
+    network: Parts
+    piece_cells: int
+    """Side of the pieces that it works on best."""
+
+    def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Pass pieces through a part.
+
+        Args:
+            number: of the part.
+            pieces: all of one size. Of the first part: (height, width, 3) uint8 RGB at 1.0 µm/px. Of another:
+                what the part before it makes, (1, channels, rows, columns). Each with the part's margin
+                around it; for the last part, with three cells more to the right and below.
+
+        Returns:
+            (1, channels, rows, columns) of each piece without what was around it, `side` values to a cell.
+            Of the last part: (rows, columns) float32 on the CPU, for the window that starts on each cell its
+            logit of tumor less that of nontumor.
+        """
+
+
+class TorchRuntime:
+    """PyTorch, on any device."""
+
+    def __init__(self, network: Parts, *, device: torch.device, bfloat16: bool) -> None:
+        """Copy the layers to a device; with `bfloat16` they work in that, but for the last one."""
+        self.network = network
+        self.piece_cells = _PIECE_CELLS.get(device.type, _PIECE_CELLS["cpu"])
+        self._device = device
+        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self._parts = [
+            [copy.deepcopy(layer.module).to(device, self._dtype) for layer in part.layers]
+            for part in network.parts
+        ]
+        self._weight, self._bias = network.head_weight.to(device), network.head_bias.to(device)
+        self._mean, self._std = network.mean.to(device), network.std.to(device)
+
+    def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """See `Runtime.run`."""
+        if number or self._device.type != "cpu":
+            return self._run_all(number, pieces)
+        # The first maps are so large that they leave the cache: here smaller pieces are faster.
+        margin, scale = self.network.parts[0].margin, self.network.parts[0].side
+        side = len(pieces[0]) // STEP_PX - 2 * margin
+        small = next(part for part in range(min(_SMALL_CELLS, side), 0, -1) if side % part == 0)
+        places = [(row, column) for row in range(0, side, small) for column in range(0, side, small)]
+        extent = (small + 2 * margin) * STEP_PX
+        corners = [(row * STEP_PX, column * STEP_PX) for row, column in places]
+        cuts = [piece[top : top + extent, left : left + extent] for piece in pieces for top, left in corners]
+        made = iter(self._run_all(0, cuts))
+        return [
+            gather([(row * scale, column * scale, next(made)) for row, column in places], extent=side * scale)
+            for _ in pieces
+        ]
+
+    def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
+        threads = torch.get_num_threads()
+        if self._device.type != "cpu" or threads == 1 or len(pieces) < threads:
+            return [self._run_one(number, piece) for piece in pieces]
+        # Side by side, each on one core: cores that share a small piece wait for each other.
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return list(pool.map(lambda piece: self._run_one(number, piece), pieces))
+        finally:
+            torch.set_num_threads(threads)
+
+    # The mode is of a thread, and `run` has threads of its own.
+    @torch.inference_mode()
+    def _run_one(self, number: int, values: Tensor) -> Tensor:
+        if number == 0:
+            values = self._prepare(values)
+        part = self.network.parts[number]
+        for layer, module, count in zip(part.layers, self._parts[number], part.cuts, strict=True):
+            values = module(values)
+            if count:
+                inner = cut(values, count * (self.network.stride // layer.stride))
+                values = inner.contiguous(memory_format=torch.channels_last)
+        if part is not self.network.parts[-1]:
+            return values
+        # In 32 bits: a call hangs on the margin between two logits. With channels last this is a view.
+        with torch.autocast(self._device.type, enabled=False):
+            cells = values.permute(0, 2, 3, 1).float() @ self._weight + self._bias
+        return nn.functional.avg_pool2d(cells, WINDOW_CELLS, stride=1)[0].cpu()
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory()
+        batch = pixels.to(self._device, non_blocking=True).permute(2, 0, 1)[None]
+        return prepare(batch, mean=self._mean, std=self._std, stride=self.network.stride).to(self._dtype)
+
+
+def prepare(pixels: Tensor, *, mean: Tensor, std: Tensor, stride: int) -> Tensor:
+    """Turn tiles, (n, 3, height, width) uint8 RGB at 1.0 µm/px, into the network's input.
+
+    Height and width are multiples of the step, 10 px, which becomes `stride` network px.
+
+    Returns:
+        (n, 3, height · stride/10, width · stride/10) float32, channels last.
+    """
+    height, width = pixels.shape[-2:]
+    if height % STEP_PX or width % STEP_PX:
+        raise ValueError(f"a tile of {width} × {height} px is not made of steps of {STEP_PX} px")
+    scaled = (pixels.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std
+    size = (height // STEP_PX * stride, width // STEP_PX * stride)
+    return nn.functional.interpolate(scaled, size, mode="bilinear", align_corners=False, antialias=False)
+
+
+def cut(values: Tensor, count: int) -> Tensor:
+    """Without so many values on each side of the last two axes."""
+    return values[..., count : values.shape[-2] - count, count : values.shape[-1] - count]
+
+
+def gather(pieces: Sequence[tuple[int, int, Tensor]], *, extent: int) -> Tensor:
+    """Put (row, column, values) together: (1, channels, extent, extent), 0 where no piece lies.
+
+    Rows and columns may be negative, and pieces may reach beyond the extent.
+    """
+    first = pieces[0][2]
+    last = first.is_contiguous(memory_format=torch.channels_last)
+    canvas = torch.zeros((1, first.shape[1], extent, extent), dtype=first.dtype, device=first.device)
+    if last:
+        canvas = canvas.contiguous(memory_format=torch.channels_last)
+    for top, left, values in pieces:
+        rows = slice(max(top, 0), min(top + values.shape[2], extent))
+        columns = slice(max(left, 0), min(left + values.shape[3], extent))
+        if rows.start < rows.stop and columns.start < columns.stop:
+            canvas[..., rows, columns] = values[
+                ..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+            ]
+    return canvas
