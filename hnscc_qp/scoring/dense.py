@@ -37,8 +37,10 @@ class Shift(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A square of cells: a pass, and row and column of pieces."""
+    """A square of cells: row and column of pieces."""
 
+    panel: int
+    """A row of tiles goes over one; nothing is kept for the next, which would be long."""
     shift: Shift
     row: int
     column: int
@@ -167,8 +169,9 @@ class DenseScorer:
         """
         side, parts = self._side, self._runtimes[number].network.parts
         top, left = asked.top // side, asked.left // side
+        panel = asked.left // (self._panel_blocks * self._grid.step_px // STEP_PX)
         pieces = [
-            Piece(shift, row, column)
+            Piece(panel, shift, row, column)
             for row in range(top, top + _TILE_PIECES)
             for column in range(left, left + _TILE_PIECES)
             if asked.windows[(row - top) * side :, (column - left) * side :][:side, :side].any()
@@ -178,7 +181,7 @@ class DenseScorer:
             back = parts[index].margin
             ahead = side - 1 + self._around(number, index) - back
             before = {
-                Piece(shift, row, column)
+                Piece(panel, shift, row, column)
                 for piece in pieces
                 for row in range((piece.row * side - back) // side, (piece.row * side + ahead) // side + 1)
                 for column in range(
