@@ -245,7 +245,9 @@ def test_probabilities_are_those_of_the_stages_and_nan_where_none_was_asked(slid
     monkeypatch.setattr(slide_module, "find_tissue", lambda _, grid: np.ones((grid.rows, grid.columns), bool))
     cascade.primary.temperature = 2.0
     try:
-        scores = score_slide(slide, cascade=cascade, settings=Scoring(probabilities=True), device=CPU)
+        scores = score_slide(
+            slide, cascade=cascade, settings=Scoring(probabilities=True, runtime="torch"), device=CPU
+        )
     finally:
         cascade.primary.temperature = 1.0
     first, second = scores.probabilities.astype(np.float32)
