@@ -42,7 +42,12 @@ def test_a_dark_square_gets_all_votes_at_its_middle(array_slide, dark_cascade):
     assert score_map.votes[:4].sum() == 0
     # Only windows over the 8 × 8 tissue blocks were looked at.
     assert score_map.windows == 11 * 11
-    assert score_map.provenance == {"slide": "drawn.svs", "mode": "exact", "primary": "abc"}
+    assert score_map.provenance == {
+        "slide": "drawn.svs",
+        "mode": "exact",
+        "runtime": "torch",
+        "primary": "abc",
+    }
 
 
 def test_a_slide_without_tissue_has_no_coverage_and_says_so(array_slide, dark_cascade, recorder):
