@@ -17,6 +17,7 @@ from scipy import ndimage
 from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp import study
+from hnscc_qp.errors import CohortError
 from hnscc_qp.geometry import Grid
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.outlines import Outlines, sort_annotations
@@ -78,10 +79,16 @@ def judge(
 
     Raises:
         AnnotationError: as `sort_annotations`.
+        CohortError: the slide is negative and has a tumor annotation.
     """
     outlines = sort_annotations(
         objects, name=name, size=size, pixel_size=grid.pixel_size, classes=classes, settings=settings
     )
+    if outlines.any_tumor and not positive:
+        raise CohortError(
+            f"{name} takes part as negative but has a tumor annotation; correct its status or delete the "
+            "annotation, then run hnscc-qp patches"
+        )
     image = shapely.box(0, 0, *size)
     tumor, ignored = _territories(outlines, tumor_on_top=settings.nested == "tumor")
     tumor, ignored = tumor.intersection(image), ignored.intersection(image)

@@ -8,6 +8,7 @@ from shapely.geometry import LineString, Point, Polygon, box
 from studies import annotation
 
 from hnscc_qp import study
+from hnscc_qp.errors import CohortError
 from hnscc_qp.geometry import Grid, Mpp, PixelSize
 from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
 from hnscc_qp.review.judged import block_areas, judge
@@ -78,6 +79,8 @@ def test_areas_of_blocks_add_up_to_the_outline():
 def test_outside_a_region_annotation_a_positive_slide_is_not_judged():
     objects = [annotation(box(0, 0, 100, 160), "Region"), annotation(box(80, 40, 120, 80))]
     assert judged(objects).area.area == pytest.approx(100 * 160 + 20 * 40)
+    with pytest.raises(CohortError, match="takes part as negative but has a tumor annotation"):
+        judged(objects, positive=False)
     assert judged(objects[:1], positive=False).area.area == pytest.approx(200 * 160)
     only = judged(
         [annotation(box(0, 0, 50, 50)), annotation(box(60, 0, 90, 50), "Necrosis")],
