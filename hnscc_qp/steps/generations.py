@@ -40,6 +40,11 @@ def list_generations(context: Context) -> dict[str, Any]:
             f"the test set has judged {len(tested)} time{'s' if len(tested) > 1 else ''} ({names}): the "
             "figures of a generation that it chose are a little too good, and more so each time"
         )
+    if current.parent is not None and not any(entry.body["to"] == current.name for entry in moves):
+        notes.append(
+            f"the log does not say who brought generation {current.name} into use: generations/current was "
+            "edited, or the log is not the one of this study"
+        )
     if (generations_folder(study) / "moving.json").exists():
         notes.append("a promotion or rollback was stopped half way; hnscc-qp retrain or rollback finishes it")
     return {

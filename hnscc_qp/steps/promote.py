@@ -96,7 +96,7 @@ def roll_back(study: Study, name: str | None, *, by: str | None, why: str) -> tu
         The generation that was in use, and the one that is now.
 
     Raises:
-        StepError: there is no such generation, it is in use already, or it is not whole.
+        StepError: there is no such generation, it is in use already, or it was never in use.
     """
     with sole_builder(study):
         before = current_generation(study)
@@ -122,7 +122,20 @@ def _target(study: Study, before: Generation, name: str | None) -> Generation:
         raise StepError(f"generation {target.name} is in use already; name another one to go back to")
     if target.manifest(regions.STEP) is None:
         raise StepError(f"generation {target.name} was never finished, so it can't be used; name another one")
+    if target.parent is not None and not was_in_use(study, target):
+        raise StepError(
+            f"generation {target.name} was never in use, so there is no going back to it; hnscc-qp retrain "
+            f"{study.path} --promote brings a candidate into use"
+        )
     return target
+
+
+def was_in_use(study: Study, generation: Generation) -> bool:
+    """Whether the log says that a generation came into use, or went out of it."""
+    return any(
+        generation.name in (entry.body["from"], entry.body["to"])
+        for entry in log_entries(study, PROMOTED, ROLLED_BACK)
+    )
 
 
 def who() -> str:

@@ -253,6 +253,20 @@ def test_rollback_names_what_it_cant_use(first: Path, capsys: pytest.CaptureFixt
     assert "never finished" in capsys.readouterr().err
 
 
+def test_rollback_is_no_way_around_the_gate(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("rollback", study, "002") == 1
+    assert "generation 002 was never in use" in capsys.readouterr().err
+    assert current(study) == "001"
+
+
+def test_generation_in_use_that_nobody_promoted_is_pointed_out(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study.parent / "generations" / "current").write_text("002\n")
+    notes = asked(capsys, "generations", study)["notes"]
+    assert any("does not say who brought generation 002 into use" in note for note in notes)
+
+
 def test_review_is_learnt_from_and_what_was_reviewed_on_test_slides_is_refused_by_name(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
