@@ -155,7 +155,7 @@ def watch(
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         watch_study(
             lambda: make_context(study, as_json=False),
@@ -167,3 +167,5 @@ def watch(
         )
     except KeyboardInterrupt:
         render.print_line("stopped watching; all that was pulled is in the log")
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -42,8 +42,8 @@ def watch_study(
         retrained: told each retraining's.
 
     Raises:
-        HnsccQpError: with `once`, whatever keeps it from pulling; else only what no wait can mend: the
-            study can't be read, or the log is broken.
+        HnsccQpError: with `once`, whatever keeps it from pulling; else only what no wait can mend: the log
+            is broken, or the study can't be read to begin with.
     """
     context = make_context()
     project_file = context.project.path
@@ -57,8 +57,8 @@ def watch_study(
                 context.progress.say(f"{project_file} was saved; waiting until it is quiet for {quiet_s:g} s")
             seen, since = present, time.monotonic()
         if present != done and is_quiet(project_file, present, since, quiet_s):
-            context = make_context()
             try:
+                context = make_context()
                 pulled(pull_verdicts(context))
             except ReviewLogError:
                 raise

@@ -13,6 +13,7 @@ from reviewing import accepted, drawn, edit, found, judge, pushed_study, rejecte
 from scipy.stats import hypergeom
 from shapely import box
 
+from hnscc_qp.cli.running import make_context
 from hnscc_qp.files import write_json
 from hnscc_qp.generation import Generation, make_manifest, write_manifest
 from hnscc_qp.geometry import Grid, Mpp, PixelSize
@@ -26,7 +27,9 @@ from hnscc_qp.review.queue import (
     rank_places,
 )
 from hnscc_qp.review.queue_novelty import distances
-from hnscc_qp.scoring.score_map import ScoreMap, write_score_map
+from hnscc_qp.scoring.probabilities import write_probabilities
+from hnscc_qp.scoring.score_map import ScoreMap, read_score_map, write_score_map
+from hnscc_qp.steps.scorejob import probabilities_file
 
 EVEN = (1.0, 1.0, 1.0, 1.0)
 
@@ -244,6 +247,24 @@ def test_queue_leaves_out_the_test_set_and_what_is_known(study: Path) -> None:
     run("pull", study)
     again = [item["place"]["object_id"] for item in run_json("queue", study, "--length", 500)["items"]]
     assert str(ONE.id) not in again and str(TWO.id) in again, "what has a verdict is not asked for again"
+
+
+def test_disagreement_is_the_mean_over_windows_that_both_stages_saw(study: Path) -> None:
+    probabilities = np.full((2, 29, 37), np.nan, np.float16)
+    probabilities[0] = 0.25
+    # The box of ONE: blocks 0 to 7 across and down. Two of its windows went on to the secondary.
+    probabilities[0, 2, 2], probabilities[1, 2, 2] = 1.0, 0.25
+    probabilities[0, 3, 3], probabilities[1, 3, 3] = 0.75, 0.5
+    score_map = read_score_map(study.parent / "generations" / "001" / "score" / "2 S2.tif.ome.tiff")
+    image = make_context(study, as_json=True).project.images[1]
+    write_probabilities(
+        probabilities_file(make_context(study, as_json=True), image), probabilities, score_map
+    )
+    places = [item["place"] for item in run_json("queue", study, "--length", 500)["items"]]
+    by_object = {one["object_id"]: one["disagreement"] for one in places}
+    assert by_object[str(ONE.id)] == pytest.approx(0.5)
+    assert by_object[str(TWO.id)] == 0, "the stages were not asked both, and so do not disagree"
+    assert by_object[str(THREE.id)] is None, "S4 was scored without probabilities"
 
 
 def test_boxes_are_ours_and_go_again(study: Path) -> None:

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,43 +99,36 @@ def test_a_retraining_that_fails_ends_nothing(tmp_path: Path, monkeypatch: pytes
     assert "1 new entries" in run("watch", study, *AT_ONCE)
 
 
-@pytest.fixture
-def watching(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen]]:
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_it_ends_cleanly_when_asked_to(tmp_path: Path) -> None:
+    study = pushed_study(tmp_path, {2: [ONE]})
+    handler = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    said = run("watch", study, "--quiet-seconds", 0, "--interval", 0.1)
+    timer.join()
+    assert said.splitlines()[-1] == "stopped watching; all that was pulled is in the log"
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+def test_it_notices_a_save_and_killed_it_leaves_a_log_that_goes_on(tmp_path: Path) -> None:
     study = pushed_study(tmp_path, {2: [ONE, TWO]})
     command = [sys.executable, "-m", "hnscc_qp", "watch", str(study)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--interval", "0.2", "--quiet-seconds", "0.5"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    yield study, process
-    process.kill()
-    process.wait()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_it_notices_a_save_and_ends_cleanly_when_asked_to(watching: tuple[Path, subprocess.Popen]) -> None:
-    study, process = watching
-    assert process.stdout is not None
-    assert "0 new entries" in process.stdout.readline()
-    judge(study, 2, ONE, rejected)
-    assert "1 new entries; 1 rejected" in process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    assert "stopped watching" in process.stdout.read()
-    assert process.wait(20) == 0
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_killed_it_leaves_a_log_that_goes_on(watching: tuple[Path, subprocess.Popen]) -> None:
-    study, process = watching
-    assert process.stdout is not None
-    process.stdout.readline()
-    judge(study, 2, ONE, rejected)
-    process.stdout.readline()
-    process.kill()
-    process.wait()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert "0 new entries" in process.stdout.readline()
+            judge(study, 2, ONE, rejected)
+            assert "1 new entries; 1 rejected" in process.stdout.readline()
+        finally:
+            process.kill()
     judge(study, 2, TWO, rejected)
     assert "1 new entries; 2 rejected" in run("watch", study, *AT_ONCE)
     assert [entry.n for entry in entries(study)] == [1, 2]
