@@ -12,7 +12,7 @@ from hnscc_qp.review.comparison import Comparison, Froc, SetName, SlideResult
 SIDE_PX = 240
 """Of the square that curves are drawn in."""
 SETS: tuple[SetName, ...] = ("development", "test")
-_FROC_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+FROC_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def roc_curves(comparison: Comparison) -> list[Curve]:
 def froc_curves(comparison: Comparison) -> list[Curve]:
     """Lesion sensitivity against false detections per slide, on a scale of powers of two."""
     return [
-        Curve(figures.set, _points(_steps(figures.froc)), f"{figures.set}: mean {figures.froc.score}")
+        Curve(figures.set, _points(froc_steps(figures.froc)), f"{figures.set}: mean {figures.froc.score}")
         for figures in comparison.figures
         if figures.froc and figures.froc.points
     ]
@@ -78,14 +78,14 @@ def froc_curves(comparison: Comparison) -> list[Curve]:
 def froc_ticks() -> list[tuple[float, str]]:
     """Where the marks of the FROC chart's abscissa are, in px, and what they say."""
     names = {0.125: "0", 0.25: "1/4", 0.5: "1/2"}
-    return [(SIDE_PX * froc_place(value), names.get(value, f"{value:g}")) for value in _FROC_TICKS]
+    return [(SIDE_PX * froc_place(value), names.get(value, f"{value:g}")) for value in FROC_TICKS]
 
 
 def froc_place(false_per_slide: float) -> float:
     """0..1 along the abscissa: the mark below 1/4 stands for none, 8 is the end."""
-    if false_per_slide <= _FROC_TICKS[0]:
+    if false_per_slide <= FROC_TICKS[0]:
         return 0.0
-    return min(1.0, math.log2(false_per_slide / _FROC_TICKS[0]) / 6)
+    return min(1.0, math.log2(false_per_slide / FROC_TICKS[0]) / 6)
 
 
 def score_strips(comparison: Comparison, *, width: float) -> list[Strip]:
@@ -146,7 +146,7 @@ def _stack(
     return tuple(dots), height
 
 
-def _steps(froc: Froc) -> list[tuple[float, float]]:
+def froc_steps(froc: Froc) -> list[tuple[float, float]]:
     """The sensitivity that a number of false detections buys holds until the next point."""
     places = [(0.0, 0.0)]
     for point in sorted(froc.points, key=lambda point: (point.false_per_slide, point.sensitivity)):

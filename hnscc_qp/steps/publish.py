@@ -11,11 +11,13 @@ from hnscc_qp.models.checkpoint import ModelCard, load_card
 from hnscc_qp.patches.labels import Label, annotated_meanings
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.review.comparison import Comparison, SlideResult
+from hnscc_qp.review.figures import draw_figures
 from hnscc_qp.review.report import REPORT_FILE, write_report
 from hnscc_qp.review.reportpictures import LONGEST_SIDE_PX, SlidePicture, bytes_per_slide, draw_slide
 from hnscc_qp.review.tables import write_tables
 from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.steps.context import Context
+from hnscc_qp.steps.paperfigures import copy_confusion, draw_slide_figures, write_networks_table
 
 _NOT_SHOWN = {"path", "name", "project", "slides", "device", "workers", "backend"}
 """Of the study's settings: where things lie on this machine, and what changes no result."""
@@ -38,6 +40,11 @@ def publish(context: Context, comparison: Comparison, folder: Path) -> list[Path
         StorageError: something can't be written.
     """
     write_tables(folder / "tables", comparison)
+    write_networks_table(context, folder / "tables")
+    figures = folder / "figures"
+    draw_figures(figures, comparison)
+    draw_slide_figures(context, comparison, figures)
+    copy_confusion(context, figures)
     write_report(
         folder / REPORT_FILE,
         comparison,
@@ -45,7 +52,7 @@ def publish(context: Context, comparison: Comparison, folder: Path) -> list[Path
         cards=_cards(context),
         settings=_settings(context),
     )
-    return [folder / REPORT_FILE, folder / "tables"]
+    return [folder / REPORT_FILE, folder / "tables", figures]
 
 
 def _pictures(context: Context, comparison: Comparison) -> dict[str, SlidePicture | str]:

@@ -21,16 +21,16 @@ from hnscc_qp.training.probabilities import Reliability
 from hnscc_qp.training.report import Report, SideReport
 
 # Okabe and Ito's colours, which colour-blind people tell apart, with line styles for print without colour.
-_BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#7A7A7A", "#222222"
-_STYLES = ((_BLUE, "-"), (_ORANGE, "--"), ("#009E73", "-."), ("#CC79A7", ":"))
+BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#7A7A7A", "#222222"
+_STYLES = ((BLUE, "-"), (ORANGE, "--"), ("#009E73", "-."), ("#CC79A7", ":"))
 _SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
     "svg.hashsalt": "hnscc-qp",  # the same picture has the same bytes
     "svg.fonttype": "none",  # text stays text
 }
@@ -39,7 +39,7 @@ _SETTINGS: dict[Any, Any] = {
 def draw_confusion(path: Path, report: Report, *, title: str) -> None:
     """What was called what, one matrix per side (Tang et al. 2022, Figures S1 and S2)."""
     sides = list(report.sides.items())
-    with _figure(path, title, width=0.6 + 3.1 * max(1, len(sides)), height=3.5) as figure:
+    with new_figure(path, title, width=0.6 + 3.1 * max(1, len(sides)), height=3.5) as figure:
         axes = figure.subplots(1, max(1, len(sides)), squeeze=False)[0]
         for axis, (side, found) in zip(axes, sides, strict=True):
             _confusion(axis, side, found)
@@ -91,7 +91,7 @@ def draw_roc(path: Path, report: Report, *, title: str) -> None:
 
 def draw_roc_curves(path: Path, curves: Sequence[RocCurve], *, title: str) -> None:
     """Draw curves into one picture; one whose class is missing is left out."""
-    with _figure(path, title, width=4.2, height=4.5) as figure:
+    with new_figure(path, title, width=4.2, height=4.5) as figure:
         axis = figure.subplots()
         for curve, (colour, style) in zip(curves, _STYLES, strict=False):
             if curve.called is None:
@@ -101,32 +101,32 @@ def draw_roc_curves(path: Path, curves: Sequence[RocCurve], *, title: str) -> No
             axis.plot(*curve.called, "o", color=colour, markersize=5, clip_on=False)
         axis.set_xlabel("nontumor windows called tumor (1 − specificity)")
         axis.set_ylabel("tumor windows called tumor (sensitivity)")
-        _unit_square(axis)
+        unit_square(axis)
         if axis.get_legend_handles_labels()[0]:
-            _draw_diagonal(axis)
-            axis.plot([], [], "o", color=_GREY, markersize=5, label="called at P(tumor) > 0.5")
+            draw_diagonal(axis)
+            axis.plot([], [], "o", color=GREY, markersize=5, label="called at P(tumor) > 0.5")
             axis.legend(loc="lower right", frameon=False, fontsize=8)
         else:
-            _say(axis, "no curve: a class is missing")
+            say(axis, "no curve: a class is missing")
 
 
 def draw_reliability(path: Path, report: Report, *, title: str) -> None:
     """P(tumor) against the share of tumor, before and after the temperature, and how many windows."""
     sides = list(report.sides.items())
-    with _figure(path, title, width=0.6 + 3.1 * max(1, len(sides)), height=5.4) as figure:
+    with new_figure(path, title, width=0.6 + 3.1 * max(1, len(sides)), height=5.4) as figure:
         axes = figure.subplots(
             2, max(1, len(sides)), squeeze=False, sharex="col", gridspec_kw={"height_ratios": [3, 1]}
         )
         for index, (side, found) in enumerate(sides):
             curve, count = axes[0, index], axes[1, index]
-            curve.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)))
-            _reliability(curve, found.uncalibrated, "temperature 1", _ORANGE, "s--")
-            _reliability(curve, found.reliability, f"temperature {report.temperature.value:.2f}", _BLUE, "o-")
-            _unit_square(curve)
+            curve.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+            _reliability(curve, found.uncalibrated, "temperature 1", ORANGE, "s--")
+            _reliability(curve, found.reliability, f"temperature {report.temperature.value:.2f}", BLUE, "o-")
+            unit_square(curve)
             curve.set_title(f"{side} (n = {found.figures.n:,})", fontsize=9)
             curve.legend(loc="best", frameon=False, fontsize=7)
             shown = found.reliability
-            count.bar(shown.mean_probability, shown.windows, width=0.06, color=_BLUE)
+            count.bar(shown.mean_probability, shown.windows, width=0.06, color=BLUE)
             count.yaxis.set_major_locator(MaxNLocator(2, integer=True))
             count.set_xlabel("P(tumor)")
         axes[0, 0].set_ylabel("share that is tumor")
@@ -145,18 +145,18 @@ def draw_learning_curve(
         title: of the picture.
     """
     epochs = [row.get("number", index) for index, row in enumerate(history, start=1)]
-    with _figure(path, title, width=5.2, height=4.4) as figure:
+    with new_figure(path, title, width=5.2, height=4.4) as figure:
         loss, auc = figure.subplots(2, 1, sharex=True)
         for axis, key, label, colour, style in (
-            (loss, "training_loss", "training", _ORANGE, "s--"),
-            (loss, "validation_loss", "validation", _BLUE, "o-"),
-            (auc, "validation_auc", "validation", _BLUE, "o-"),
+            (loss, "training_loss", "training", ORANGE, "s--"),
+            (loss, "validation_loss", "validation", BLUE, "o-"),
+            (auc, "validation_auc", "validation", BLUE, "o-"),
         ):
             values = [np.nan if row.get(key) is None else row[key] for row in history]
             axis.plot(epochs, values, style, color=colour, markersize=3, linewidth=1.2, label=label)
         for axis in (loss, auc):
             if best_epoch is not None:
-                axis.axvline(best_epoch, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)))
+                axis.axvline(best_epoch, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
         if best_epoch is not None:
             loss.annotate(
                 f"kept: {best_epoch}",
@@ -165,7 +165,7 @@ def draw_learning_curve(
                 xytext=(3, -8),
                 textcoords="offset points",
                 fontsize=7,
-                color=_GREY,
+                color=GREY,
             )
         loss.set_ylabel("loss (cross-entropy)")
         loss.set_ylim(0, loss.get_ylim()[1])
@@ -195,7 +195,7 @@ def _confusion(axis: Axes, side: str, found: SideReport) -> None:
             f"{count:,}\n{share}",
             ha="center",
             va="center",
-            color="white" if shares[row, column] > 0.6 else _INK,
+            color="white" if shares[row, column] > 0.6 else INK,
             fontsize=10,
         )
     axis.set_xticks([0, 1], ["tumor", "nontumor"])
@@ -223,29 +223,32 @@ def _reliability(axis: Axes, found: Reliability, label: str, colour: str, style:
     )
 
 
-def _unit_square(axis: Axes) -> None:
+def unit_square(axis: Axes) -> None:
+    """Both axes from 0 to 1, and as long as each other."""
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1)
     axis.set_box_aspect(1)
 
 
-def _draw_diagonal(axis: Axes) -> None:
-    axis.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+def draw_diagonal(axis: Axes) -> None:
+    """Where a coin would lie."""
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
 
 
-def _say(axis: Axes, text: str) -> None:
-    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, color=_GREY)
+def say(axis: Axes, text: str) -> None:
+    """Say why there is nothing to see."""
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, color=GREY)
 
 
 @contextmanager
-def _figure(path: Path, title: str, *, width: float, height: float) -> Iterator[Figure]:
+def new_figure(path: Path, title: str, *, width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches, which is written to `path` and beside it as SVG when it is drawn."""
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=10, fontweight="bold")
         yield figure
-        figure.supxlabel(RESEARCH_USE_ONLY, fontsize=6.5, color=_GREY)
+        figure.supxlabel(RESEARCH_USE_ONLY, fontsize=6.5, color=GREY)
         # Neither date nor version: the same figures give the same bytes.
         for target, metadata in (
             (path, {"Software": None}),

@@ -88,7 +88,7 @@
       cell.textContent = counts[set] && key in counts[set] ? counts[set][key] : level[key] ?? "none";
     }
     $("[data-live]").textContent = Object.entries(counts).map(([set, of]) =>
-      `${set}: ${of.tp} of ${of.tp + of.fn} positive slides found, ${of.fp} of ${of.tn + of.fp} negative called positive`).join(" · ");
+      `${set}: ${of.tp} of ${of.tp + of.fn} positive found, ${of.fp} of ${of.tn + of.fp} negative called positive`).join(" · ");
     for (const dot of $$("[data-roc]")) {
       const of = counts[dot.dataset.roc];
       if (!of) continue;
