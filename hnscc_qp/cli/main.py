@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hnscc_qp import RESEARCH_USE_ONLY, __version__
-from hnscc_qp.cli import evaluate, generations, loop, render
+from hnscc_qp.cli import evaluate, export, generations, loop, render
 from hnscc_qp.cli.options import Force, Json, StudyArg, Weights
 from hnscc_qp.cli.running import exit_with, make_context, run_step
 from hnscc_qp.errors import ExitCode, HnsccQpError, StudyError
@@ -391,6 +391,7 @@ def run(study: StudyArg, weights: Weights = None, as_json: Json = False) -> None
 
 
 loop.add_commands(app)
+export.add_commands(app)
 
 
 def _check_labels(context: Context, *, as_json: bool) -> None:

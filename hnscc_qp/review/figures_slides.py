@@ -187,10 +187,12 @@ def _call_tile(
     if isinstance(primary, DenseCascade):
         calls = primary.call_tumor(pixels.unsqueeze(0), margin_px=margin)[0]
         step = WINDOW_PX // 10
-        return calls[::step, ::step].cpu().numpy()
+        found: NDArray[np.bool_] = calls[::step, ::step].cpu().numpy()
+        return found
     cut = pixels.unfold(1, WINDOW_PX, WINDOW_PX).unfold(2, WINDOW_PX, WINDOW_PX)
     flat = cut.permute(1, 2, 0, 3, 4).reshape(-1, 3, WINDOW_PX, WINDOW_PX)
-    return primary.call_tumor(flat).reshape(windows[1], windows[0]).cpu().numpy()
+    flags: NDArray[np.bool_] = primary.call_tumor(flat).cpu().numpy()
+    return flags.reshape(windows[1], windows[0])
 
 
 def _looked_at(score_map: ScoreMap, left: int, top: int, rows: int, columns: int) -> NDArray[np.bool_]:
