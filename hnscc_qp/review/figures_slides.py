@@ -209,7 +209,8 @@ def _looked_at(score_map: ScoreMap, left: int, top: int, rows: int, columns: int
 def _enlarge(called: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
     rows = np.arange(height) * called.shape[0] // height
     columns = np.arange(width) * called.shape[1] // width
-    return called[rows[:, None], columns]
+    enlarged: NDArray[np.bool_] = called[rows[:, None], columns]
+    return enlarged
 
 
 def _rings(shapes: Sequence[BaseGeometry], scale: tuple[float, float]) -> list[NDArray[np.float64]]:

@@ -14,7 +14,7 @@ from hnscc_qp import RESEARCH_USE_ONLY
 from hnscc_qp.errors import StepError
 from hnscc_qp.files import atomic_path, sha256_file, storing, write_text
 from hnscc_qp.generation import make_manifest, write_manifest
-from hnscc_qp.models.checkpoint import load_model
+from hnscc_qp.models.checkpoint import PRIMARY, SECONDARY, load_model
 from hnscc_qp.models.export import TOLERANCE, Stages, export_onnx, export_wsinfer
 from hnscc_qp.patches.dataset import Part, open_development, open_test
 from hnscc_qp.review.comparison import read_comparison
@@ -36,7 +36,7 @@ from hnscc_qp.review.exports import (
 from hnscc_qp.steps import patches, regions
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
-from hnscc_qp.steps.train import PRIMARY, SECONDARY, cascade_hash
+from hnscc_qp.steps.train import cascade_hash
 
 STEP = "export"
 _COMPARISON = "compare/comparison.json"
@@ -159,9 +159,9 @@ GEOJSON_COLUMNS = (
     Column("type", "text", "", "Feature", "GeoJSON's word for an object"),
     Column("id", "text", "", "a UUID", "the object's id in QuPath"),
     Column("geometry", "text", "px", "Polygon", "the region's outline, with holes, in px of the image"),
-    Column("properties.classification.name", "text", "", "AI: Tumor", "its class"),
+    Column("properties.objectType", "text", "", "detection", "QuPath's kind of object"),
     Column("properties.classification.names", "text", "", "AI, Tumor", "its class, part by part"),
-    Column("properties.isLocked", "yes/no", "", "", "whether QuPath lets it be moved"),
+    Column("properties.classification.color", "text", "", "0 to 255 each", "red, green, blue"),
     Column("properties.measurements.Area µm^2", "number", "µm²", "above 0", "its area"),
     Column(
         "properties.measurements.Longest diameter mm",

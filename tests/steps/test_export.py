@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scoring_studies import give_models
+from studies import write_study
 from typer.testing import CliRunner
 
 from hnscc_qp.cli.main import app
@@ -29,8 +31,6 @@ from hnscc_qp.steps.export import Target, export_study
 from hnscc_qp.steps.patches import make_patches
 from hnscc_qp.steps.regions import region_file
 from hnscc_qp.study import load_study
-from scoring_studies import give_models
-from studies import write_study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "review"))
 from drawncomparison import drawn_comparison
