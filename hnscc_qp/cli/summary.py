@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -291,23 +292,27 @@ def _calibrate(manifest: Manifest) -> None:
             f"{name}: sensitivity {counts['true positive']}/{positive}, "
             f"specificity {counts['true negative']}/{negative}"
         )
+    # Neighbouring levels that do alike share a row: there may be 64 of them.
+    development = [row for row in manifest["sweep"] if row["set"] == "development"]
+    alike = [list(rows) for _, rows in groupby(development, key=_sweep_cells)]
     render.print_table(
         "every threshold, on the development set",
         ["votes", "score", "sensitivity", "specificity", "false µm² per mm² of negative slides"],
         [
             (
-                row["votes"],
-                f"{row['score']:.4f}",
-                *(
-                    _percent(row[name]["value"]) if row[name] else None
-                    for name in ("sensitivity", "specificity")
-                ),
-                None if row["false_um2_per_mm2"] is None else f"{row['false_um2_per_mm2']:.0f}",
+                " to ".join(map(str, sorted({rows[0]["votes"], rows[-1]["votes"]}))),
+                " to ".join(f"{score:.4f}" for score in sorted({rows[0]["score"], rows[-1]["score"]})),
+                *_sweep_cells(rows[0]),
             )
-            for row in manifest["sweep"]
-            if row["set"] == "development"
+            for rows in alike
         ],
     )
+
+
+def _sweep_cells(row: Manifest) -> tuple[str | None, ...]:
+    shares = (_percent(row[name]["value"]) if row[name] else None for name in ("sensitivity", "specificity"))
+    false = row["false_um2_per_mm2"]
+    return (*shares, None if false is None else f"{false:.0f}")
 
 
 def _regions(manifest: Manifest) -> None:

@@ -135,7 +135,7 @@ def test_false_area_per_mm2_is_that_of_tissue_outside_the_tumor(study: Path, cal
         assert level.false_um2_per_mm2 == pytest.approx(expected)
 
 
-def test_what_is_done_is_not_done_again_and_a_changed_annotation_is(study: Path, call) -> None:
+def test_what_is_done_is_not_done_again_and_forced_gives_the_same_bytes(study: Path, call) -> None:
     call("calibrate", study)
     call("compare", study)
     path = study / FOLDER / "compare" / "comparison.json"
@@ -150,6 +150,7 @@ def test_what_is_done_is_not_done_again_and_a_changed_annotation_is(study: Path,
 def test_a_smallest_lesion_area_spares_a_slide_with_a_speck(study: Path, call) -> None:
     settings = study / "study.toml"
     settings.write_text(settings.read_text() + "\n[calibration]\nmin_lesion_um2 = 500\n")
+    assert "Only regions of at least 500" in call("calibrate", study)[1]
     _, out, _ = call("calibrate", study, "--json")
     manifest = json.loads(out)
     calls = {slide["image"]: slide["call"] for slide in manifest["slides"]}
@@ -159,6 +160,14 @@ def test_a_smallest_lesion_area_spares_a_slide_with_a_speck(study: Path, call) -
     assert "Only regions of at least 500 µm² count." in manifest["notes"][0]
     call("compare", study)
     assert {one.image: one.call for one in compared(study).slides}["S6.tif"] == "negative"
+
+
+def test_levels_that_do_alike_are_one_row_for_people(study: Path, call) -> None:
+    out = call("calibrate", study)[1]
+    table = out[out.index("every threshold") :]
+    # S5 reaches 12 votes, S4 3, S6 13, the latter with 3700 µm² up to 9.
+    for row in ("1 to 3 ", "4 to 9 ", "10 to 12 ", "13 ", "14 to 16 "):
+        assert any(line.strip().startswith(row) for line in table.splitlines()), table
 
 
 def test_the_sweep_of_calibrate_has_every_level_of_both_sets(study: Path, call) -> None:
