@@ -325,6 +325,8 @@ def review(folder: Path, number: int, cases: Sequence[Case]) -> dict[str, int]:
                     there.append(annotation(outline, case.name, accepted=item))
                     covered.append(outline)
                     said["redrawn"] += 1
+            else:
+                there.append(item)  # nobody touches what is right on a slide that was reviewed before
         if new:
             left = case.truth.difference(shapely.union_all(covered).buffer(0.5))
             for part in shapely.get_parts(left):
