@@ -87,7 +87,7 @@ epochs = 4
 epoch_tiles = {tiles}
 
 [retraining]
-epochs = 0.25
+epochs = 1.0
 learning_rate = {learning_rate}
 
 [mining]
@@ -122,7 +122,8 @@ def main() -> None:
     parser.add_argument("--camelyon", type=Path, help="the CAMELYON project")
     parser.add_argument("--fold", type=int, choices=(0, 1), default=0, help="camelyon: which half tests")
     parser.add_argument("--weights", default="none", help="pretrained weights, or none")
-    parser.add_argument("--tiles", type=int, default=160, help="tiles of an epoch")
+    parser.add_argument("--tiles", type=int, default=160, help="tiles of each of the first four epochs")
+    parser.add_argument("--later-tiles", type=int, default=120, help="tiles of each later training")
     parser.add_argument("--learning-rate", type=float, default=0.3, help="factor in fine-tuning")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further round after so long")
     asked = parser.parse_args()
@@ -145,6 +146,12 @@ def main() -> None:
         if not folder.exists():
             shutil.rmtree(asked.folder / ".copy", ignore_errors=True)
             shutil.copytree(start, asked.folder / ".copy")
+            # Both stages then train for one short epoch, whatever there was to start from.
+            file = asked.folder / ".copy" / "study.toml"
+            text = file.read_text().replace("epochs = 4", "epochs = 1")
+            file.write_text(
+                text.replace(f"epoch_tiles = {asked.tiles}", f"epoch_tiles = {asked.later_tiles}")
+            )
             (asked.folder / ".copy").rename(folder)
         began = time.monotonic()
         play_round(folder, number, cases)
