@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hnscc_qp.errors import AnnotationError, HnsccQpError, SlideReadError
+from hnscc_qp.errors import AnnotationError, HnsccQpError, SlideReadError, listed
 from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP, Grid
@@ -35,6 +35,7 @@ from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.steps.cohort import (
     COHORT_FILE,
     CohortImage,
+    ReadCohort,
     freeze_cohort,
     read_cohort,
     read_members,
@@ -111,7 +112,7 @@ def make_patches(context: Context) -> Manifest:
 
     cuts, cant_cut = context.each_image(entries, cut, doing="cutting patches", workers=context.workers)
     freeze_cohort(context, tuple(one.image for one in labelled.values()))
-    freeze_truth(context, cohort.images)
+    late = _freeze_truth(context, cohort)
     write_members(folder, tuple(one.image for one in labelled.values()))
     split = read_members(folder)
     outputs = {COHORT_FILE: split.sha256}
@@ -128,11 +129,24 @@ def make_patches(context: Context) -> Manifest:
         counts=_counts(labelled, cuts),
         started=started,
         failed=cohort.failed | cant_label | cant_cut,
-        notes=[*cohort.notes, *_remarks(labelled), *lost],
+        notes=[*cohort.notes, *late, *_remarks(labelled), *lost],
     )
     write_manifest(folder, manifest)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
+
+
+def _freeze_truth(context: Context, cohort: ReadCohort) -> list[str]:
+    """Keep the truth of the test slides; a line on those for which it comes late."""
+    kept = freeze_truth(context, cohort.images)
+    if not kept or context.generation.parent is None:
+        return []
+    note = (
+        f"the truth of test slides is kept from now on: {listed(kept)}; if they were reviewed before, it "
+        "holds what earlier generations found on them, and the gate favours those"
+    )
+    context.progress.warn(note)
+    return [note]
 
 
 def state_of(context: Context, image: ImageEntry) -> str:

@@ -241,6 +241,16 @@ def test_decision_that_was_not_carried_out_is_carried_out(
     assert current(study) == "002"
 
 
+def test_truth_that_is_kept_only_after_a_review_is_said_to_be_late(
+    first: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(first.parent / "generations" / "test-truth")  # as in a study of an older version
+    with quick_steps():
+        assert call("retrain", first, "--force") == 0
+    assert "is kept from now on: S3.tif, S6.tif; if they were reviewed before" in capsys.readouterr().err
+    assert len(list((first.parent / "generations" / "test-truth").glob("*.json"))) == 2
+
+
 def test_rollback_names_what_it_cant_use(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("rollback", first) == 1
     assert "the study's first" in capsys.readouterr().err
