@@ -14,9 +14,9 @@ from matplotlib.collections import LineCollection
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX, Mpp, PixelSize, Region
-from hnscc_qp.models.cascade import AnyCascade
-from hnscc_qp.models.dense import DenseCascade
+from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, WINDOW_PX, Mpp, PixelSize, Region
+from hnscc_qp.models.checkpoint import Classifier
+from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.scoring.score_map import ScoreMap
 from hnscc_qp.slides.reader import RGBPixels, Slide
 from hnscc_qp.training.figures import INK, new_figure, say
@@ -57,7 +57,7 @@ def call_field(
     slide: Slide,
     shown: Slide,
     score_map: ScoreMap,
-    primary: AnyCascade,
+    primary: Classifier,
     *,
     around: tuple[float, float],
     device: torch.device,
@@ -69,7 +69,7 @@ def call_field(
         slide: in the colours that the model is to see.
         shown: the same in its own colours.
         score_map: of the slide; windows that it did not look at are not called.
-        primary: the primary alone.
+        primary: the primary, in eval mode, on the device.
         around: QuPath px that the field is laid around, within the slide.
         device: where the network works.
         title: of the field.
@@ -82,7 +82,7 @@ def call_field(
     columns, rows = (int(min(FIELD_UM, side) // WINDOW_PX) for side in size_um)
     # On the grid of scoring, so that the score map says which windows hold tissue.
     left, top = (
-        int(np.clip(place / per_px - cells * WINDOW_PX / 2, 0, side - cells * WINDOW_PX)) // 10 * 10
+        int(np.clip(place / per_px - cells * WINDOW_PX / 2, 0, side - cells * WINDOW_PX)) // STEP_PX * STEP_PX
         for place, per_px, cells, side in zip(around, scale, (columns, rows), size_um, strict=True)
     )
     called = np.zeros((rows, columns), bool)
@@ -171,7 +171,7 @@ def draw_delineations(path: Path, slides: Sequence[Delineation], *, study: str) 
 
 def _call_tile(
     slide: Slide,
-    primary: AnyCascade,
+    primary: Classifier,
     *,
     corner: tuple[int, int],
     windows: tuple[int, int],
@@ -179,20 +179,24 @@ def _call_tile(
     device: torch.device,
 ) -> NDArray[np.bool_]:
     """Calls of (rows, columns) windows from a corner in grid px on; windows is (columns, rows)."""
-    margin = primary.halo_px if isinstance(primary, DenseCascade) else 0
+    margin = primary.halo_px if isinstance(primary, DenseClassifier) else 0
     left, top = corner[0] - margin, corner[1] - margin
     width, height = (side * WINDOW_PX + 2 * margin for side in windows)
     region = Region(left * scale[0], top * scale[1], width * scale[0], height * scale[1])
     pixels = torch.from_numpy(slide.read(region, WINDOW_MPP)).to(device).permute(2, 0, 1)
-    if isinstance(primary, DenseCascade):
-        calls = primary.call_tumor(pixels.unsqueeze(0), margin_px=margin)[0]
-        step = WINDOW_PX // 10
-        found: NDArray[np.bool_] = calls[::step, ::step].cpu().numpy()
-        return found
-    cut = pixels.unfold(1, WINDOW_PX, WINDOW_PX).unfold(2, WINDOW_PX, WINDOW_PX)
-    flat = cut.permute(1, 2, 0, 3, 4).reshape(-1, 3, WINDOW_PX, WINDOW_PX)
-    flags: NDArray[np.bool_] = primary.call_tumor(flat).cpu().numpy()
-    return flags.reshape(windows[1], windows[0])
+    columns, rows = windows
+    with torch.inference_mode():
+        if isinstance(primary, DenseClassifier):
+            # A window starts on every step; those side by side, within the margin, are wanted.
+            logits = primary(pixels.unsqueeze(0))[0]
+            first, step = margin // STEP_PX, WINDOW_PX // STEP_PX
+            logits = logits[:, first : first + step * rows : step, first : first + step * columns : step]
+        else:
+            cut = pixels.unfold(1, WINDOW_PX, WINDOW_PX).unfold(2, WINDOW_PX, WINDOW_PX)
+            flat = cut.permute(1, 2, 0, 3, 4).reshape(-1, 3, WINDOW_PX, WINDOW_PX)
+            logits = primary(flat).T.reshape(2, rows, columns)
+        called: NDArray[np.bool_] = (logits[1] > logits[0]).cpu().numpy()
+    return called
 
 
 def _looked_at(score_map: ScoreMap, left: int, top: int, rows: int, columns: int) -> NDArray[np.bool_]:

@@ -11,10 +11,9 @@ from typing import Any
 from hnscc_qp.errors import CheckpointError, HnsccQpError
 from hnscc_qp.files import atomic_path
 from hnscc_qp.generation import MANIFEST
-from hnscc_qp.models.cascade import AnyCascade, make_cascade
-from hnscc_qp.models.checkpoint import load_card, load_model
+from hnscc_qp.models.checkpoint import Classifier, load_card, load_model
 from hnscc_qp.models.device import choose_device
-from hnscc_qp.models.networks import depth_of
+from hnscc_qp.models.networks import depth_of, fold_batch_norms
 from hnscc_qp.patches.labels import Label, annotated_meanings
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.review.comparison import Comparison, SlideResult
@@ -105,13 +104,13 @@ def _row_of_primary(context: Context) -> list[dict[str, Any]]:
     return [row | {"epochs": counts.get("epochs"), "seconds": card.seconds, "device": card.device}]
 
 
-def _primary(context: Context) -> AnyCascade | None:
+def _primary(context: Context) -> Classifier | None:
     try:
         primary, _ = load_model(context.generation.step("primary"), stain=context.stain)
     except HnsccQpError as error:
         context.progress.warn(f"Figure 2 is not drawn: {error}")
         return None
-    return make_cascade(primary, None).to(choose_device(context.study.device))
+    return fold_batch_norms(primary).to(choose_device(context.study.device))
 
 
 def _for_primary(slides: Sequence[SlideResult]) -> list[SlideResult]:
@@ -137,7 +136,7 @@ def _outlined(slides: Sequence[SlideResult]) -> list[SlideResult]:
 
 
 def _field(
-    context: Context, image: ImageEntry, slide: SlideResult, comparison: Comparison, primary: AnyCascade
+    context: Context, image: ImageEntry, slide: SlideResult, comparison: Comparison, primary: Classifier
 ) -> PrimaryField | None:
     try:
         opened = context.open_image(image)
