@@ -173,6 +173,7 @@ def print_what_to_open(context: Context) -> None:
     render.print_line(f"  the project, in QuPath   {context.project.path}")
     render.print_line(f"  objects, in QuPath       drop {scripts} on its window: Run > Run for project")
     render.print_line(f"  settings of the study    {context.study.path}")
+    render.print_line(f"  the report, first of all {generation / 'compare' / 'report.html'}")
     render.print_line(RESEARCH_USE_ONLY)
 
 
