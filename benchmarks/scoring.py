@@ -1,19 +1,26 @@
 """How fast slides are scored, each way beside the naive one, in one run.
 
-    python benchmarks/scoring.py SLIDE DENSE [--weights FILE] [--naive 128] [--repeats 2] [--side-mm 3]
+    python benchmarks/scoring.py SLIDE DENSE [--weights FILE] [--naive 128] [--repeats 2] [--side-mm 8]
+        [--tiatoolbox PYTHON]
 
 DENSE is the folder of a trained dense primary (`generations/001/primary`). Naive is the paper's way: one
-`read` a window, enlarged to 224 px, in batches of 64, of windows drawn at random from the same slide.
-Exact is a window model at 64 px (its weights do not bear on its speed); dense is the given model, in 32
-bits and in bfloat16. With `--side-mm` the slide is one of that size made of SLIDE's pixels, mirrored again
-and again: on a small slide most of a dense tile is not wanted. All of these read the slide, find its tissue
-and make the score map; the best of all repeats counts. Also said: how many windows bfloat16 calls otherwise
-than 32 bits do.
+`read` a window, enlarged to 224 px, in batches of 64, by the network as torchvision gives it, of windows
+drawn at random from the same slide; then the same with batch norms folded and channels last. Exact is a
+window model at 64 px (its weights do not bear on its speed); dense is the given model. With `--side-mm`
+the slide is one of that size made of SLIDE's pixels, mirrored again and again. All of these read the
+slide, find its tissue and make the score map; the best of all repeats counts. `--tiatoolbox` is the
+Python of an environment with tiatoolbox, whose PatchPredictor does the naive work on a part of the
+slide.
+
+Also said: how many windows a way calls otherwise than PyTorch in 32 bits, where the time goes, and the speed
+of the network alone on tissue without gaps, beside the machine's matrix product.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,23 +32,31 @@ from patches import make_slide
 
 from hnscc_qp.cli import render
 from hnscc_qp.geometry import WINDOW_MPP, Grid
+from hnscc_qp.models import openvino
 from hnscc_qp.models.cascade import AnyCascade, Cascade, make_cascade
 from hnscc_qp.models.checkpoint import load_model
+from hnscc_qp.models.dense import DenseCascade
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.models.networks import WindowClassifier
+from hnscc_qp.models.parts import WINDOW_CELLS, Runtime
+from hnscc_qp.scoring import pipeline
+from hnscc_qp.scoring import slide as scoring_slide
+from hnscc_qp.scoring.score_map import write_score_map
 from hnscc_qp.scoring.slide import SlideScores, score_slide
 from hnscc_qp.scoring.tiles import select_windows
 from hnscc_qp.slides.reader import Slide, open_slide
 from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.study import Scoring
 
+Call = Callable[[torch.Tensor], torch.Tensor]
+TIATOOLBOX_BLOCKS = 20
 
-def naive(slide: Slide, cascade: Cascade, device: torch.device, count: int) -> int:
+
+def naive(slide: Slide, call: Call, count: int) -> int:
     """Score `count` windows one read at a time; how many there were."""
     grid = Grid.of_method(slide.size, slide.pixel_size)
     rows, columns = np.nonzero(select_windows(grid, find_tissue(slide, grid), min_tissue=0.0625))
     chosen = np.random.default_rng(1).choice(len(rows), min(count, len(rows)), replace=False)
-    cascade.to(device)
     for start in range(0, len(chosen), 64):
         some = chosen[start : start + 64]
         windows = np.stack(
@@ -50,8 +65,19 @@ def naive(slide: Slide, cascade: Cascade, device: torch.device, count: int) -> i
                 for i in some
             ]
         )
-        cascade.call_tumor(torch.from_numpy(windows).permute(0, 3, 1, 2).to(device)).cpu()
+        call(torch.from_numpy(windows).permute(0, 3, 1, 2)).cpu()
     return len(chosen)
+
+
+def as_usual(classifier: WindowClassifier, device: torch.device) -> Call:
+    """The network as torchvision gives it: batch norms on their own, channels first."""
+    classifier = classifier.eval().to(device)
+
+    @torch.inference_mode()
+    def call(windows: torch.Tensor) -> torch.Tensor:
+        return classifier.network(classifier.prepare(windows.to(device)).contiguous()).argmax(1)
+
+    return call
 
 
 def best_of(repeats: int, work: Callable[[], object]) -> tuple[float, float, object]:
@@ -71,59 +97,198 @@ def main() -> None:
     parser.add_argument("slide", type=Path)
     parser.add_argument("dense", type=Path)
     parser.add_argument("--weights", default="none", help="ImageNet weights of the window models")
-    parser.add_argument("--naive", type=int, default=200, help="windows of the naive way")
+    parser.add_argument("--naive", type=int, default=128, help="windows of the naive way")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--side-mm", type=float)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--tiatoolbox", type=Path, help="Python of an environment with tiatoolbox")
+    parser.add_argument("--no-exact", action="store_true", help="leave exact scoring out, which takes long")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = asked.slide
         if asked.side_mm:
             path = Path(folder, "slide.tif")
             make_slide(path, asked.slide, side_mm=asked.side_mm, shift=0)
-        compare(open_slide(path), asked, choose_device(asked.device))
+        compare(path, asked, choose_device(asked.device))
 
 
-def compare(slide: Slide, asked: argparse.Namespace, device: torch.device) -> None:
-    """Time every way on a slide, and print the table."""
+def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None:  # noqa: PLR0915
+    """Time every way on a slide, and print the tables."""
+    slide = open_slide(path)
     dense, _ = load_model(asked.dense, recipe="dense")
+    rows: list[tuple[object, ...]] = []
+    base: list[tuple[float, float]] = []
 
-    def windows_at(input_px: int) -> Cascade:
-        return Cascade(WindowClassifier("mobilenet_v2", input_px=input_px, weights=asked.weights), None)
+    def add(way: str, count: int, wall: float, cpu: float | None) -> None:
+        base.append((count / wall, count / (cpu or wall)))
+        times = f"{base[-1][0] / base[0][0]:.1f}", f"{base[-1][0] / base[min(1, len(base) - 1)][0]:.1f}"
+        per_cpu = f"{base[-1][1]:.0f}" if cpu else "-"
+        rows.append((way, count, f"{base[-1][0]:.0f}", *times, per_cpu))
 
-    def scored(cascade: AnyCascade, precision: str) -> Callable[[], SlideScores]:
-        settings = Scoring.model_validate({"precision": precision, "probabilities": True})
-        return lambda: score_slide(slide, cascade=cascade, settings=settings, device=device)
+    def windows_at(input_px: int) -> WindowClassifier:
+        return WindowClassifier("mobilenet_v2", input_px=input_px, weights=asked.weights)
 
-    slow = windows_at(224)
-    wall, cpu, count = best_of(asked.repeats, lambda: naive(slide, slow, device, asked.naive))
-    assert isinstance(count, int)
-    base = count / wall, count / cpu
-    rows: list[tuple[object, ...]] = [("naive, 224 px", count, f"{base[0]:.1f}", "1", f"{base[1]:.1f}", "1")]
-    calls: dict[str, np.ndarray] = {}
-    exact, whole = windows_at(64), make_cascade(dense, None)
-    for way, cascade, precision in (
-        ("exact, float32", exact, "float32"),
-        ("exact, bfloat16", exact, "bfloat16"),
-        ("dense, float32", whole, "float32"),
-        ("dense, bfloat16", whole, "bfloat16"),
+    folded = Cascade(windows_at(224), None).to(device)
+    for way, call in (
+        ("naive, 224 px", as_usual(windows_at(224), device)),
+        ("naive, folded, channels last", lambda windows: folded.call_tumor(windows.to(device))),
     ):
-        wall, cpu, found = best_of(asked.repeats, scored(cascade, precision))
+        wall, cpu, count = best_of(asked.repeats, lambda call=call: naive(slide, call, asked.naive))
+        assert isinstance(count, int)
+        add(way, count, wall, cpu)
+    if asked.tiatoolbox:
+        script = Path(__file__).with_name("tiatoolbox_scoring.py")
+        command = [str(asked.tiatoolbox), str(script), str(path), str(TIATOOLBOX_BLOCKS)]
+        told = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+        add("tiatoolbox PatchPredictor, 224 px", told["windows"], told["seconds"], None)
+    else:
+        render.print_line("tiatoolbox is left out: name the Python that has it with --tiatoolbox")
+
+    exact, whole = Cascade(windows_at(64), None), make_cascade(dense, None)
+    assert isinstance(whole, DenseCascade)
+    runtimes = ["torch", "openvino"] if openvino.is_installed() and device.type == "cpu" else ["torch"]
+    ways: list[tuple[str, AnyCascade, str, str]] = []
+    if not asked.no_exact:
+        ways += [(f"exact, {precision}", exact, precision, "torch") for precision in ("float32", "bfloat16")]
+    ways += [
+        (f"dense, {precision}, {runtime}", whole, precision, runtime)
+        for runtime in runtimes
+        for precision in ("float32", "bfloat16")
+    ]
+    calls: dict[str, np.ndarray] = {}
+    spent: list[tuple[object, ...]] = []
+    for way, cascade, precision, runtime in ways:
+        settings = Scoring.model_validate({"precision": precision, "runtime": runtime, "probabilities": True})
+        watch = Watch()
+
+        def score(
+            cascade: AnyCascade = cascade, settings: Scoring = settings, watch: Watch = watch
+        ) -> SlideScores:
+            with watch:
+                found = score_slide(slide, cascade=cascade, settings=settings, device=device)
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                write_score_map(Path(folder, "map.ome.tiff"), found.score_map)
+            watch.seconds["write"] = time.perf_counter() - began
+            return found
+
+        wall, cpu, found = best_of(asked.repeats, score)
         assert isinstance(found, SlideScores) and found.probabilities is not None
-        rates = found.score_map.windows / wall, found.score_map.windows / cpu
-        times = [f"{rate / other:.0f}" for rate, other in zip(rates, base, strict=True)]
-        rows.append((way, found.score_map.windows, f"{rates[0]:.0f}", times[0], f"{rates[1]:.0f}", times[1]))
+        add(way, found.score_map.windows, wall, cpu)
+        spent.append((way, *(f"{watch.seconds[part]:.2f}" for part in Watch.PARTS)))
         calls[way] = found.probabilities[0][~np.isnan(found.probabilities[0])] > 0.5
+    threads = f"{torch.get_num_threads()} threads"
     render.print_table(
-        f"{asked.slide.name} on {device}, {torch.get_num_threads()} threads",
-        ["way", "windows", "windows/s", "times naive", "windows/CPU s", "times naive"],
+        f"{asked.slide.name} on {device}, {threads}",
+        ["way", "windows", "windows/s", "times naive", "times folded", "windows/CPU s"],
         rows,
     )
-    for mode in ("exact", "dense"):
-        flips = calls[f"{mode}, float32"] != calls[f"{mode}, bfloat16"]
+    render.print_table(
+        "seconds of the last repeat: tissue, reading (by threads beside the network), network, writing",
+        ["way", *Watch.PARTS],
+        spent,
+    )
+    for way, found in calls.items():
+        reference = calls["exact, float32" if way.startswith("exact") else "dense, float32, torch"]
+        flips = found != reference
         render.print_line(
-            f"{mode}: bfloat16 calls {flips.sum()} of {flips.size} windows otherwise ({flips.mean():.3%})"
+            f"{way}: {flips.sum()} of {flips.size} windows called otherwise ({flips.mean():.3%})"
         )
+    network_alone(whole, runtimes, device)
+
+
+class Watch:
+    """Where the time of `score_slide` goes."""
+
+    PARTS = ("tissue", "read", "network", "write")
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
+        self._kept: list[tuple[object, str, Callable[..., object]]] = []
+
+    def __enter__(self) -> Watch:
+        self.seconds = dict.fromkeys(self.PARTS, 0.0)
+        for owner, name, part in (
+            (scoring_slide, "find_tissue", "tissue"),
+            (pipeline, "read_around_holes", "read"),
+            (pipeline, "_score", "network"),
+        ):
+            self._kept.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, self._timed(getattr(owner, name), part))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._kept:
+            setattr(*self._kept.pop())
+
+    def _timed(self, work: Callable[..., object], part: str) -> Callable[..., object]:
+        def timed(*arguments: object, **named: object) -> object:
+            began = time.perf_counter()
+            try:
+                return work(*arguments, **named)
+            finally:
+                self.seconds[part] += time.perf_counter() - began
+
+        return timed
+
+
+def network_alone(cascade: DenseCascade, runtimes: list[str], device: torch.device) -> None:
+    """Windows per second where all is tissue, and what the machine's matrix product would allow."""
+    rows = []
+    per_window = products_per_window(cascade)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        square = torch.ones(2048, 2048, dtype=dtype, device=device)
+        wall, _, _ = best_of(4, lambda square=square: float((square @ square)[0, 0]))
+        peak = 2048**3 / wall
+        for runtime in runtimes:
+            stage = cascade.stages(runtime=runtime, device=device, bfloat16=dtype == torch.bfloat16)[0]  # type: ignore[arg-type]
+            rate = stage.piece_cells**2 / seconds_per_piece(stage)
+            share = rate * per_window / peak
+            rows.append((f"{runtime}, {precision}", f"{rate:.0f}", f"{peak / 1e9:.0f}", f"{share:.0%}"))
+    render.print_table(
+        f"the network alone, all windows wanted: {per_window / 1e6:.2f} million products a window",
+        ["way", "windows/s", "matrix product, 10⁹/s", "share of it"],
+        rows,
+    )
+
+
+def seconds_per_piece(stage: Runtime) -> float:
+    """Of all parts, for one piece; several at a time, as in scoring."""
+    parts, side, seconds = stage.network.parts, stage.piece_cells, 0.0
+    made = None
+    for number, part in enumerate(parts):
+        if number == 0:
+            inputs = [torch.randint(0, 255, ((side + 2 * part.margin) * 10,) * 2 + (3,), dtype=torch.uint8)]
+        else:
+            assert made is not None
+            more = 2 * part.margin + (WINDOW_CELLS - 1 if number == len(parts) - 1 else 0)
+            extent = (side + more) * parts[number - 1].side
+            whole = made.repeat(1, 1, 2, 2)[..., :extent, :extent]
+            layout = torch.channels_last if made.is_contiguous(memory_format=torch.channels_last) else None
+            inputs = [whole.contiguous(memory_format=layout or torch.contiguous_format)]
+        made = stage.run(number, inputs * 2)[0]
+        seconds += best_of(3, lambda number=number, inputs=inputs: stage.run(number, inputs * 4))[0] / 4
+    return seconds
+
+
+def products_per_window(cascade: DenseCascade) -> float:
+    """Multiplications of the convolutions for one cell, without any margin."""
+    found = 0.0
+    cells = 16
+
+    def count(module: torch.nn.Conv2d, _: object, made: torch.Tensor) -> None:
+        nonlocal found
+        found += made.numel() * module.weight[0].numel() / cells**2
+
+    network = cascade.primary
+    hooks = [
+        one.register_forward_hook(count) for one in network.modules() if isinstance(one, torch.nn.Conv2d)
+    ]
+    with torch.inference_mode():
+        network.cell_logits(torch.zeros(1, 3, cells * 10, cells * 10, dtype=torch.uint8))
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ class Scored:
     """The same: 1 where it was looked at."""
     probabilities: NDArray[np.float16] | None
     """(stages, window_rows, window_columns), NaN where a stage was not asked."""
-    lost: int
-    """Windows that could not be read."""
+    lost: NDArray[np.uint8]
+    """(window_rows, window_columns): 1 where it could not be read."""
     reason: str | None
     """Why."""
 
@@ -109,10 +109,10 @@ def score_tiles(
     evaluated = np.zeros_like(called)
     stages = scorer.stages if settings.probabilities else None
     probabilities = None if stages is None else np.full((stages, *selected.shape), np.nan, np.float16)
-    lost, reason = 0, None
+    lost, reason = np.zeros_like(called), None
 
     def keep(tile: Tile, result: TileResult) -> None:
-        nonlocal lost, reason
+        nonlocal reason
         rows, columns = tile.wanted.shape
         part = np.s_[tile.row : tile.row + rows, tile.column : tile.column + columns]
         # Tiles may overlap where nothing is wanted.
@@ -121,7 +121,7 @@ def score_tiles(
         if probabilities is not None and result.probabilities is not None:
             known = ~np.isnan(result.probabilities)
             probabilities[:, part[0], part[1]][known] = result.probabilities[known]
-        lost += int((tile.wanted & ~result.evaluated).sum())
+        lost[part] |= tile.wanted & ~result.evaluated
         reason = reason or result.reason
 
     task = progress.task(slide.name, int(selected.sum()), unit="windows")

@@ -2,12 +2,14 @@
 
 One pixel per window, at the window's first block, with the channels `primary` and `secondary`. float16
 resolves P(tumor) to 0.0005 and better. The OME schema has no such type, so the file says `float` and holds
-float32 that were rounded to it; deflated, they take little more room than float16.
+float32 that were rounded to it; deflated, they take little more room than float16. Tiled, with a pyramid of
+maxima, as the score map.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from hnscc_qp.errors import ScoreMapError
 from hnscc_qp.files import atomic_path
-from hnscc_qp.scoring.score_map import ScoreMap
+from hnscc_qp.scoring.score_map import TILE_PX, ScoreMap, pyramid
 
 _CHANNELS = ("primary", "secondary")
 _UUID = "urn:uuid:00000000-0000-0000-0000-000000000000"
@@ -26,17 +28,20 @@ def write_probabilities(path: Path, probabilities: NDArray[np.float16], score_ma
     grid = score_map.grid
     block_um = float(grid.mpp * grid.step_px)
     stages = len(probabilities)
+    levels = pyramid(probabilities.astype(np.float32))
+    layout: dict[str, Any] = {
+        "photometric": "minisblack",
+        "tile": (TILE_PX, TILE_PX),
+        "compression": "zlib",
+        "predictor": 3,
+        "software": "hnscc-qp",
+        "resolutionunit": "CENTIMETER",
+    }
     with atomic_path(path) as partial, tifffile.TiffWriter(partial, ome=True) as tiff:
         tiff.write(
-            (plane.astype(np.float32) for plane in probabilities),
-            shape=probabilities.shape,
-            dtype=np.float32,
-            photometric="minisblack",
-            compression="zlib",
-            predictor=3,
-            software="hnscc-qp",
+            levels[0],
+            subifds=len(levels) - 1,
             resolution=(1e4 / block_um, 1e4 / block_um),
-            resolutionunit="CENTIMETER",
             metadata={
                 "axes": "CYX",
                 "Name": "hnscc-qp P(tumor) of windows",
@@ -48,7 +53,11 @@ def write_probabilities(path: Path, probabilities: NDArray[np.float16], score_ma
                 "PhysicalSizeY": block_um,
                 "PhysicalSizeYUnit": "µm",
             },
+            **layout,
         )
+        for number, level in enumerate(levels[1:], start=1):
+            per_cm = 1e4 / (block_um * 2**number)
+            tiff.write(level, subfiletype=1, resolution=(per_cm, per_cm), metadata=None, **layout)
 
 
 def read_probabilities(path: Path) -> NDArray[np.float16]:

@@ -1,7 +1,7 @@
 """Votes and coverage of a slide's blocks, and the OME-TIFF that keeps them.
 
-The file is an image of one pixel per block (10 µm) with the channels `votes` and `coverage`, tiled and
-with a pyramid, so that QuPath (through Bio-Formats) shows it beside its slide. Lower levels of the
+The file is an image of one pixel per block (10 µm) with the channels `votes`, `coverage` and `unreadable`,
+tiled and with a pyramid, so that QuPath (through Bio-Formats) shows it beside its slide. Lower levels of the
 pyramid hold the LARGEST value of each 2 × 2 pixels: a lesion of one block stays visible from afar.
 """
 
@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tifffile
@@ -26,8 +26,9 @@ from hnscc_qp.geometry import Grid, Mpp, PixelSize
 
 _NAMESPACE = "hnscc-qp/score-map/1"
 _UUID_SPACE = uuid.uuid5(uuid.NAMESPACE_URL, _NAMESPACE)
-_TILE_PX = 256
-_CHANNELS = ("votes", "coverage")
+TILE_PX = 256
+V = TypeVar("V", np.uint8, np.float32)
+_CHANNELS = ("votes", "coverage", "unreadable")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,11 +46,14 @@ class ScoreMap:
     """Windows that were looked at."""
     unreadable: int = 0
     """Windows that could not be decoded, and so have no vote."""
+    lost: NDArray[np.uint8] | None = None
+    """(rows, columns): windows over the block that could not be decoded; it tells damage from glass, where
+    coverage is 0 alike. None: none anywhere."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """What it was made of: the slide's name, hashes of the models, notes."""
 
     def __post_init__(self) -> None:
-        for values in (self.votes, self.coverage):
+        for values in (self.votes, self.coverage, self.votes if self.lost is None else self.lost):
             if values.dtype != np.uint8 or values.shape != (self.grid.rows, self.grid.columns):
                 raise ScoreMapError(
                     f"a score map of {self.grid.rows} × {self.grid.columns} blocks can't hold "
@@ -81,12 +85,13 @@ def write_score_map(path: Path, score_map: ScoreMap) -> None:
     }
     # As JSON every value reads back exactly, names that XML can't hold included.
     values = {key: json.dumps(value, sort_keys=True, allow_nan=False) for key, value in facts.items()}
-    levels = _pyramid(np.stack([score_map.votes, score_map.coverage]))
+    lost = np.zeros_like(score_map.votes) if score_map.lost is None else score_map.lost
+    levels = pyramid(np.stack([score_map.votes, score_map.coverage, lost]))
     content = json.dumps(values, sort_keys=True).encode() + levels[0].tobytes()
     block_um = float(grid.mpp * grid.step_px)
     layout: dict[str, Any] = {
         "photometric": "minisblack",
-        "tile": (_TILE_PX, _TILE_PX),
+        "tile": (TILE_PX, TILE_PX),
         "compression": "zlib",
         "resolutionunit": "CENTIMETER",
         "software": "hnscc-qp",
@@ -128,7 +133,7 @@ def read_score_map(path: Path) -> ScoreMap:
             facts = _facts(tiff.ome_metadata)
             if facts is None:
                 raise ScoreMapError(f"{path} is not a score map of hnscc-qp; {remedy}")
-            votes, coverage = (page.asarray() for page in tiff.pages[: len(_CHANNELS)])
+            votes, coverage, lost = (page.asarray() for page in tiff.pages[: len(_CHANNELS)])
         grid = facts["grid"]
         return ScoreMap(
             votes=votes,
@@ -144,6 +149,7 @@ def read_score_map(path: Path) -> ScoreMap:
             image_size_px=(facts["image_size_px"][0], facts["image_size_px"][1]),
             windows=facts["windows"],
             unreadable=facts["unreadable"],
+            lost=lost if lost.any() else None,
             provenance=facts["provenance"],
         )
     except FileNotFoundError as error:
@@ -155,13 +161,14 @@ def read_score_map(path: Path) -> ScoreMap:
         raise ScoreMapError(f"{path} is damaged ({error}); {remedy}") from error
 
 
-def _pyramid(level: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Halve (channels, rows, columns) by the largest of 2 × 2 until it fits one tile."""
+def pyramid(level: NDArray[V]) -> list[NDArray[V]]:
+    """Halve (channels, rows, columns) by the largest of 2 × 2 until it fits one tile; NaN is below all."""
     levels = [level]
-    while max(level.shape[1:]) > _TILE_PX:
+    while max(level.shape[1:]) > TILE_PX:
         _, rows, columns = level.shape
-        even = np.pad(level, ((0, 0), (0, rows % 2), (0, columns % 2)))
-        level = even.reshape(len(even), even.shape[1] // 2, 2, even.shape[2] // 2, 2).max(axis=(2, 4))
+        even = np.pad(level, ((0, 0), (0, rows % 2), (0, columns % 2)), mode="edge")
+        blocks = even.reshape(len(even), even.shape[1] // 2, 2, even.shape[2] // 2, 2)
+        level = np.fmax.reduce(np.fmax.reduce(blocks, axis=4), axis=2)
         levels.append(level)
     return levels
 

@@ -137,13 +137,14 @@ def score_slide(
     finally:
         if book is not None:
             book.close()
-    if scored.lost:
-        if scored.lost == wanted:
+    lost = int(scored.lost.sum())
+    if lost:
+        if lost == wanted:
             raise SlideReadError(
                 f"{slide.name}: none of its {wanted} windows can be decoded: {scored.reason}"
             )
         progress.warn(
-            f"{slide.name}: {scored.lost} of {wanted} windows can't be decoded and are not scored "
+            f"{slide.name}: {lost} of {wanted} windows can't be decoded and are not scored "
             f"({scored.reason}); review that part by eye or scan the slide again"
         )
     score_map = ScoreMap(
@@ -151,8 +152,9 @@ def score_slide(
         coverage=spread(scored.evaluated, grid),
         grid=grid,
         image_size_px=slide.size,
-        windows=wanted - scored.lost,
-        unreadable=scored.lost,
+        windows=wanted - lost,
+        unreadable=lost,
+        lost=spread(scored.lost, grid) if lost else None,
         provenance={"slide": slide.name, "mode": mode, "runtime": runtime} | dict(provenance or {}),
     )
     return SlideScores(score_map, scored.probabilities)

@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from hnscc_qp.errors import ScoreMapError
+from hnscc_qp.scoring.probabilities import read_probabilities, write_probabilities
 from hnscc_qp.scoring.score_map import ScoreMap, read_score_map, write_score_map
 
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
@@ -59,14 +60,42 @@ def test_the_same_score_map_gives_the_same_bytes_and_another_gives_others(tmp_pa
     assert first != third
 
 
-def test_other_readers_see_two_channels_and_a_pyramid_of_maxima(tmp_path, score_map):
+def test_damage_is_told_from_glass_in_the_file(tmp_path, score_map):
+    lost = np.zeros_like(score_map.votes)
+    lost[10:20, 30:50] = 16
+    coverage = np.where(lost, 0, score_map.coverage).astype(np.uint8)
+    votes = np.where(lost, 0, score_map.votes).astype(np.uint8)
+    write_score_map(tmp_path / "map.ome.tif", replace(score_map, votes=votes, coverage=coverage, lost=lost))
+    assert np.array_equal(read_score_map(tmp_path / "map.ome.tif").lost, lost)
+    assert np.array_equal(tifffile.imread(tmp_path / "map.ome.tif")[2], lost)
+
+
+def test_probabilities_are_tiled_with_a_pyramid_of_maxima_and_read_back(tmp_path, score_map):
+    shape = (2, score_map.grid.window_rows, score_map.grid.window_columns)
+    values = np.random.default_rng(4).random(shape).astype(np.float16)
+    values[1, :, 1:] = np.nan
+    path = tmp_path / "side.ome.tif"
+    write_probabilities(path, values, score_map)
+    assert np.array_equal(read_probabilities(path), values, equal_nan=True)
+    with tifffile.TiffFile(path) as tiff:
+        levels = tiff.series[0].levels
+        assert [level.shape[0] for level in levels] == [2, 2, 2]
+        assert all(level.pages[0].is_tiled for level in levels)
+        lowest = levels[2].asarray()
+    assert lowest[0, 3, 5] == values[0, 12:16, 20:24].max()
+    # Where no stage was asked of some, the others count.
+    assert lowest[1, 3, 0] == values[1, 12:16, 0].max()
+    assert np.isnan(lowest[1, 3, 1])
+
+
+def test_other_readers_see_three_channels_and_a_pyramid_of_maxima(tmp_path, score_map):
     path = tmp_path / "map.ome.tif"
     write_score_map(path, score_map)
     with tifffile.TiffFile(path) as tiff:
         assert tiff.is_ome
         series = tiff.series[0]
         assert series.axes == "CYX"
-        assert [level.shape for level in series.levels] == [(2, 300, 601), (2, 150, 301), (2, 75, 151)]
+        assert [level.shape for level in series.levels] == [(3, 300, 601), (3, 150, 301), (3, 75, 151)]
         assert all(level.pages[0].is_tiled for level in series.levels)
         lowest = series.levels[2].asarray()
     # The single full block of the last corner is visible from afar.
@@ -86,7 +115,11 @@ def test_the_ome_xml_says_channels_and_ten_micrometres(tmp_path, score_map):
     root = ET.fromstring(tifffile.TiffFile(path).ome_metadata)
     pixels = root.find(f"{OME}Image/{OME}Pixels")
     assert pixels is not None
-    assert [channel.get("Name") for channel in pixels.iter(f"{OME}Channel")] == ["votes", "coverage"]
+    assert [channel.get("Name") for channel in pixels.iter(f"{OME}Channel")] == [
+        "votes",
+        "coverage",
+        "unreadable",
+    ]
     assert (pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit")) == ("10.0", "µm")
     assert pixels.get("SizeX") == "601"
     annotation = root.find(f"{OME}StructuredAnnotations/{OME}MapAnnotation")

@@ -123,6 +123,9 @@ def test_a_damaged_tile_is_counted_and_marked_and_the_rest_is_scored(study: Path
     assert score_map.coverage[6, 24] == 4  # of the windows that end there
     assert score_map.coverage[20, 30] == 16
     assert score_map.unreadable > 100
+    assert score_map.lost is not None
+    assert score_map.lost[6, 30] == 16
+    assert (score_map.lost + score_map.coverage)[5:15, 5:35].min() == 16
 
 
 @pytest.mark.parametrize(
