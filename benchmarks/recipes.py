@@ -87,7 +87,7 @@ def main() -> None:
         for recipe in asked.recipes
     ]
     for seed, fold, recipe in wanted:
-        path = _path(asked.folder, recipe, seed, fold)
+        path = path_of(asked.folder, recipe, seed, fold)
         if not path.exists():
             learnt = [one for number, some in enumerate(folds, 1) if number != fold for one in some]
             _try(path, recipe, learnt, folds[fold - 1], stains, seed=seed, weights=asked.weights)
@@ -95,7 +95,8 @@ def main() -> None:
     show(asked.folder, asked.recipes, asked.seeds, asked.only_folds or range(1, asked.folds + 1))
 
 
-def _path(folder: Path, recipe: str, seed: int, fold: int) -> Path:
+def path_of(folder: Path, recipe: str, seed: int, fold: int) -> Path:
+    """The file of one model's answers; its weights lie beside it."""
     name = recipe.replace(":", "-").replace("=", "_")
     return folder / f"{name}-seed{seed}-fold{fold}.npz"
 
@@ -132,7 +133,7 @@ def show(folder: Path, recipes: Sequence[str], seeds: Sequence[int], folds: Sequ
     """Print the AUC of what is there: of all folds' windows together, and the mean of each fold's own."""
     for recipe in recipes:
         for seed in seeds:
-            paths = [path for fold in folds if (path := _path(folder, recipe, seed, fold)).exists()]
+            paths = [path for fold in folds if (path := path_of(folder, recipe, seed, fold)).exists()]
             if not paths:
                 continue
             kept = [np.load(path) for path in paths]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,17 @@ from hnscc_qp.models.networks import WindowClassifier
 from hnscc_qp.patches.dataset import DevelopmentSet, open_development, open_test
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.split import Side
-from hnscc_qp.patches.tiles import DevelopmentTiles, TestTiles, open_development_tiles, open_test_tiles
+from hnscc_qp.patches.tiles import (
+    PIECE_PX,
+    DevelopmentTiles,
+    TestTiles,
+    open_development_tiles,
+    open_test_tiles,
+)
 from hnscc_qp.steps import mine, patches, tiles
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context
+from hnscc_qp.study import DenseRecipe
 from hnscc_qp.training.evaluate import predict
 from hnscc_qp.training.material import (
     NO_LABEL,
@@ -97,11 +105,23 @@ def tiles_lesson(context: Context) -> Lesson:
 
 
 def hard_tiles_lesson(context: Context) -> Lesson:
-    """The secondary of the dense recipe: the tiles of `mine`, where only windows that count have labels."""
+    """The secondary of the dense recipe: the tiles of `mine`, where only windows that count have labels.
+
+    Its epochs are as long as its material is large: some hundred windows, shown for as long as the primary's
+    tens of thousands, cost more time than the primary.
+    """
     split = read_members(context.generation.step(patches.STEP))
+    cut = open_development_tiles(context.generation.step(mine.STEP), split)
     return _dense_lesson(
-        context, open_development_tiles(context.generation.step(mine.STEP), split), test=None
+        context, cut, test=None, settings=as_long_as(context.study.training.dense, len(cut.on(Side.TRAIN)))
     )
+
+
+def as_long_as(settings: DenseRecipe, pieces: int) -> DenseRecipe:
+    """The recipe with epochs that show no more tiles than cover so many pieces."""
+    enough = pieces * math.ceil(PIECE_PX / settings.tile_px) ** 2
+    tiles = min(settings.epoch_tiles, max(settings.batch_size, enough))
+    return settings.model_copy(update={"epoch_tiles": tiles})
 
 
 def _window_lesson(context: Context, windows: _Windows, *, tested: bool) -> Lesson:
@@ -141,7 +161,13 @@ def _window_lesson(context: Context, windows: _Windows, *, tested: bool) -> Less
     return Lesson(material, judge, patients, counts)
 
 
-def _dense_lesson(context: Context, cut: DevelopmentTiles, *, test: Callable[[], TestTiles] | None) -> Lesson:
+def _dense_lesson(
+    context: Context,
+    cut: DevelopmentTiles,
+    *,
+    test: Callable[[], TestTiles] | None,
+    settings: DenseRecipe | None = None,
+) -> Lesson:
     training = context.study.training
 
     def material(device: torch.device) -> Material:
@@ -151,7 +177,7 @@ def _dense_lesson(context: Context, cut: DevelopmentTiles, *, test: Callable[[],
             cut.slide,
             train_idx=cut.on(Side.TRAIN),
             validation_idx=cut.on(Side.VALIDATION),
-            settings=training.dense,
+            settings=settings or training.dense,
             seed=training.seed,
             device=device,
         )

@@ -32,6 +32,7 @@ from hnscc_qp.steps import patches
 from hnscc_qp.steps.cohort import CohortImage, read_cohort, read_members
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.steps.reviewed import with_lessons
+from hnscc_qp.study import Patches
 
 STEP = "tiles"
 
@@ -60,6 +61,7 @@ def make_tiles(context: Context) -> Manifest:
     cut = context.generation.need(patches.STEP, command=f"hnscc-qp patches {study.path}")
     split = read_members(context.generation.step(patches.STEP))
     settings = study.settings("classes", "truth", "patches") | {"max_tiles": study.training.dense.max_tiles}
+    settings["patches"]["min_tissue"] = _rules(context).min_tissue
     settings |= {"stain": context.stain}
     inputs = {name: value for name, value in cut["inputs"].items() if name.startswith("image ")}
     inputs |= {"split": split.seal}
@@ -150,10 +152,21 @@ def _label(context: Context, image: CohortImage) -> _Labelled:
         tissue=find_tissue(slide, grid),
         classes=context.study.classes,
         positive=image.case.positive,
-        settings=context.study.patches.model_copy(update={"stride_px": STEP_PX}),
+        settings=_rules(context),
     )
     windows = with_lessons(windows, context.lessons.get(image.entry.entry_id), grid)
     return _Labelled(image, slide, grid, piece_labels(label_map(windows, grid)))
+
+
+def _rules(context: Context) -> Patches:
+    """Labelling for tiles: every window of the grid of scoring, with as little tissue as scoring looks at.
+
+    Windows at the tissue's edge are scored. A network that never learnt what they are calls most of them
+    tumor, and so a negative slide positive at every threshold.
+    """
+    rules = context.study.patches
+    least = min(rules.min_tissue, context.study.scoring.min_tissue)
+    return rules.model_copy(update={"stride_px": STEP_PX, "min_tissue": least})
 
 
 def _choose(labelled: list[_Labelled], *, max_tiles: int, seed: int) -> dict[str, list[tuple[int, int]]]:

@@ -24,7 +24,8 @@ from hnscc_qp.geometry import WINDOW_MPP, Mpp, PixelSize, Region
 from hnscc_qp.models.checkpoint import load_model, save_model
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.slides.reader import open_slide
-from hnscc_qp.study import Training
+from hnscc_qp.steps.lessons import as_long_as
+from hnscc_qp.study import DenseRecipe, Training
 
 DENSE = (
     STUDY[: STUDY.index("[training]")]
@@ -91,8 +92,12 @@ def test_tiles_hold_the_slides_pixels_and_the_label_of_every_window(trained: Pat
                     assert value == 2
                 elif positive and window.intersection(tumor).area > 0:
                     assert value == 1
-                elif window.intersection(tissue).area > 1200:
+                elif (
+                    window.intersection(tissue).area > 300
+                ):  # also at the tissue's edge, as scoring looks there
                     assert value == 0
+                elif window.intersection(tissue).area == 0:
+                    assert value == 2
                 checked += value != 2
     counted = manifest(trained, "tiles")["counts"]["windows"]
     assert checked == sum(sum(side.values()) for side in counted.values())
@@ -164,6 +169,14 @@ def test_mined_tiles_count_false_positives_and_as_many_tumor_windows_only(study:
         assert json.loads((step(study.parent, "secondary") / "model.json").read_text())["recipe"] == "dense"
     else:
         assert "takes no tumor window" in done["notes"][0]
+
+
+def test_secondary_is_not_shown_a_few_pieces_for_as_long_as_the_primary_is_shown_many() -> None:
+    recipe = DenseRecipe(tile_px=240, epoch_tiles=800, batch_size=4)
+    assert as_long_as(recipe, 26) == recipe.model_copy(update={"epoch_tiles": 104})
+    assert as_long_as(recipe, 500) == recipe
+    assert as_long_as(recipe.model_copy(update={"tile_px": 480}), 1).epoch_tiles == 4  # a whole batch
+    assert as_long_as(recipe.model_copy(update={"tile_px": 200}), 2).epoch_tiles == 18
 
 
 def test_time_that_is_over_is_said_and_the_same_command_goes_on(
