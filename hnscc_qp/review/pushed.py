@@ -92,11 +92,12 @@ def read_pushed(generation: Path, image: ImageEntry, *, fallback: Path | None) -
             return None
         unrecorded = tuple(_pushed(item, generation.name, last=None) for item in _read(fallback))
         return PushedImage(generation.name, unrecorded, None)
+    items = _read(found)
     last = json.loads(found.read_bytes()).get("hnscc_qp", {}).get("last push")
     before = _find(folder / BEFORE_FOLDER, image)
     return PushedImage(
         generation.name,
-        tuple(_pushed(item, generation.name, last=last) for item in _read(found)),
+        tuple(_pushed(item, generation.name, last=last) for item in items),
         None if before is None else _read(before),
     )
 

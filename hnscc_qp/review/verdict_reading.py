@@ -96,8 +96,8 @@ def read_verdicts(
     judged: dict[UUID | None, tuple[PushedDetection, PathObject | None]] = {
         key: (one, reader.find(one.item)) for key, one in detections.items()
     }
-    fresh = _new_tumor(reader, pushed, classes)
-    in_place = _stand_ins(judged, fresh, classes)
+    fresh = _new_tumor(reader, pushed)
+    in_place = _stand_ins(judged, fresh)
     arrived = {image.generation: _has_arrived(image, judged) for image in pushed}
     verdicts: list[Verdict] = []
     not_imported = 0
@@ -279,7 +279,7 @@ def _is_ai(item: PathObject) -> bool:
     return names in (AI_TUMOR.names, AI_REJECTED.names)
 
 
-def _new_tumor(reader: _Reader, pushed: Sequence[PushedImage], classes: study.Classes) -> list[PathObject]:
+def _new_tumor(reader: _Reader, pushed: Sequence[PushedImage]) -> list[PathObject]:
     """Tumor annotations with an area that were not there when anything was first pushed."""
     first = next((image.before for image in pushed if image.before is not None), None)
     if first is None:
@@ -317,7 +317,6 @@ def _last_without(item: PathObject, pushed: Sequence[PushedImage]) -> str | None
 def _stand_ins(
     judged: Mapping[UUID | None, tuple[PushedDetection, PathObject | None]],
     fresh: Sequence[PathObject],
-    classes: study.Classes,
 ) -> dict[UUID | None, PathObject]:
     """New tumor annotations in the place of detections that are gone, or lie there untouched."""
     if not fresh:

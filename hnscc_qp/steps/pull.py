@@ -34,6 +34,7 @@ from hnscc_qp.steps.pullsource import (
     pushed_generations,
     read_pushes,
     slide_file,
+    was_pushed,
 )
 
 STEP = "pull"
@@ -102,7 +103,7 @@ def pull_verdicts(
             classes=context.study.classes,
         )
 
-    images = [own for _, own in source.images if read_pushes(pushes, own)]
+    images = [own for _, own in source.images if was_pushed(pushes, own)]
     if not images:
         raise StepError(
             f"nothing was pushed into the images of {source.project.path} yet; run: hnscc-qp push "

@@ -13,7 +13,7 @@ from hnscc_qp.generation import Generation, all_generations
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.qupath.project import ImageEntry, Project, open_project
 from hnscc_qp.review.log import now
-from hnscc_qp.review.pushed import PushedImage, read_pushed
+from hnscc_qp.review.pushed import PUSHED_FOLDER, PushedImage, read_pushed
 from hnscc_qp.review.verdict_reading import ImageFacts
 from hnscc_qp.steps import push, regions
 from hnscc_qp.steps.context import Context, image_file
@@ -134,6 +134,15 @@ def read_pushes(pushes: Sequence[Generation], image: ImageEntry) -> tuple[Pushed
         fallback = image_file(generation.step(regions.STEP), image, ".geojson") if unrecorded else None
         found.append(read_pushed(generation.path, image, fallback=fallback))
     return tuple(filter(None, found))
+
+
+def was_pushed(pushes: Sequence[Generation], image: ImageEntry) -> bool:
+    """Whether any generation pushed into an image, as far as files tell without being read."""
+    return any(
+        any((generation.step(push.STEP) / PUSHED_FOLDER).glob(f"{image.entry_id} *.geojson"))
+        or image_file(generation.step(regions.STEP), image, ".geojson").is_file()
+        for generation in pushes
+    )
 
 
 def as_utc(seconds: float) -> str:

@@ -246,6 +246,16 @@ def test_what_was_pushed_and_never_imported_has_no_verdict(tmp_path: Path) -> No
     assert (counts["deleted"], counts["untouched"], counts["not in QuPath"]) == (0, 1, 2)
 
 
+def test_one_damaged_record_keeps_the_other_images_from_nothing(tmp_path: Path) -> None:
+    study = pushed_study(tmp_path, {2: [ONE], 4: [TWO]})
+    judge(study, 4, TWO, rejected)
+    (record,) = (study.parent / "generations" / "001" / "push" / "pushed").glob("2 *")
+    record.write_text("{", encoding="utf-8")
+    said = run_json("pull", study, code=2)
+    assert said["failed"].keys() == {"S2.tif"}
+    assert [verdict.image for verdict in verdicts(study)] == ["S4.tif"]
+
+
 def test_nothing_pushed_is_said_in_one_line(tmp_path: Path) -> None:
     study = pushed_study(tmp_path, {2: [ONE]})
     shutil.rmtree(study.parent / "generations" / "001" / "push")

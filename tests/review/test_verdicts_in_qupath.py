@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from studies import write_study
 from hnscc_qp.cli.running import make_context
 from hnscc_qp.qupath import jvm
 from hnscc_qp.qupath.geojson import sidecar_name
-from hnscc_qp.qupath.ownership import AI_REVIEW
+from hnscc_qp.qupath.ownership import AI_REVIEW, detection_id
 from hnscc_qp.review.verdicts import Verdict, VerdictKind
 from hnscc_qp.steps.pull import review_log, verdicts_of
 from hnscc_qp.steps.queueboxes import _write_boxes
@@ -48,7 +49,7 @@ def study(qupath: None, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     in_qupath(study, lambda *_: None)
     run("push", study)
     if request.param == "embedded":
-        in_qupath(study, lambda entry, data: evaluate("import_ai_detections"))
+        in_qupath(study, import_script)
     return study
 
 
@@ -72,59 +73,59 @@ def in_qupath(study: Path, work: Callable[[Any, Any], None]) -> None:
     project.syncChanges()
 
 
-def evaluate(name: str, text: str | None = None) -> None:
+def evaluate(*texts: str) -> None:
+    """Run scripts one after the other, with common variables."""
     from jpype import JClass
 
+    # Classes are looked up by the JVM: Groovy's own parser may be older than the classes of the JVM.
     settings = JClass("org.codehaus.groovy.control.CompilerConfiguration")()
     settings.getOptimizationOptions().put("asmResolving", JClass("java.lang.Boolean").FALSE)
     binding = JClass("groovy.lang.Binding")()
     binding.setVariable("out", JClass("java.io.PrintWriter")(JClass("java.io.StringWriter")()))
-    script = text or (SCRIPTS / f"{name}.groovy").read_text(encoding="utf-8")
-    JClass("groovy.lang.GroovyShell")(binding, settings).evaluate(script)
+    for text in texts:
+        JClass("groovy.lang.GroovyShell")(binding, settings).evaluate(text)
 
 
-def review_script_commands() -> str:
-    """The review script with a window of our own, pressing Accept and Reject on what is selected."""
-    window = """
-    import qupath.lib.gui.scripting.QPEx
-    class Window {
-        Map<String, Runnable> commands = [:]
-        Object installCommand(String path, Runnable action) { commands[path] = action }
-        boolean setAccelerator(String path, String combination) { true }
-        Object getViewer() { this }
-        void centerROI(roi) { }
-    }
-    window = new Window()
-    def opened = window
-    QPEx.metaClass.static.getQuPath = { -> opened }
-    """
-    press = """
-    import static qupath.lib.scripting.QP.*
-    def choose = {{ id ->
-        getCurrentHierarchy().getSelectionModel().clearSelection()
-        selectObjects(getAllObjects(false).findAll {{ it.getID().toString() == id }})
-    }}
-    choose('{accept}')
-    window.commands['AI review>Accept'].run()
-    choose('{reject}')
-    window.commands['AI review>Reject'].run()
-    choose('{redraw}')
-    window.commands['AI review>Accept'].run()
-    GroovySystem.metaClassRegistry.removeMetaClass(qupath.lib.gui.scripting.QPEx)
-    """.format(**{name: item.id for name, item in DETECTIONS.items()})
-    return window, press
+def import_script(_: Any, __: Any) -> None:
+    evaluate((SCRIPTS / "import_ai_detections.groovy").read_text(encoding="utf-8"))
+
+
+# Stands for the methods of QuPath's window that the review script uses.
+WINDOW = """
+import qupath.lib.gui.scripting.QPEx
+class Window {
+    Map<String, Runnable> commands = [:]
+    Object installCommand(String path, Runnable action) { commands[path] = action }
+    boolean setAccelerator(String path, String combination) { true }
+    Object getViewer() { this }
+    void centerROI(roi) { }
+}
+window = new Window()
+def opened = window
+QPEx.metaClass.static.getQuPath = { -> opened }
+"""
+PRESS = """
+import static qupath.lib.scripting.QP.*
+def choose = {{ id ->
+    getCurrentHierarchy().getSelectionModel().clearSelection()
+    selectObjects(getAllObjects(false).findAll {{ it.getID().toString() == id }})
+}}
+choose('{accept}')
+window.commands['AI review>Accept'].run()
+choose('{reject}')
+window.commands['AI review>Reject'].run()
+choose('{redraw}')
+window.commands['AI review>Accept'].run()
+GroovySystem.metaClassRegistry.removeMetaClass(qupath.lib.gui.scripting.QPEx)
+"""
 
 
 def judge_all(_: Any, data: Any) -> None:
+    """Accept and reject with the review script, do the rest by hand, and draw what was missed."""
     from jpype import JClass
 
-    settings = JClass("org.codehaus.groovy.control.CompilerConfiguration")()
-    settings.getOptimizationOptions().put("asmResolving", JClass("java.lang.Boolean").FALSE)
-    binding = JClass("groovy.lang.Binding")()
-    binding.setVariable("out", JClass("java.io.PrintWriter")(JClass("java.io.StringWriter")()))
-    window, press = review_script_commands()
-    for text in (window, (SCRIPTS / "review_ai_detections.groovy").read_text(encoding="utf-8"), press):
-        JClass("groovy.lang.GroovyShell")(binding, settings).evaluate(text)
+    script = (SCRIPTS / "review_ai_detections.groovy").read_text(encoding="utf-8")
+    evaluate(WINDOW, script, PRESS.format(**{name: item.id for name, item in DETECTIONS.items()}))
     hierarchy = data.getHierarchy()
     by_id = {str(item.getID()): item for item in hierarchy.getFlattenedObjectList(None)}
     of = {name: by_id[str(item.id)] for name, item in DETECTIONS.items()}
@@ -184,10 +185,6 @@ def test_boxes_come_and_go_and_touch_nothing_else(study: Path) -> None:
     in_qupath(study, judge_all)
     before = objects_of(study)
     roi = found(300, 250).roi.envelope
-    from dataclasses import replace
-
-    from hnscc_qp.qupath.ownership import detection_id
-
     wanted = replace(
         found(300, 250),
         roi=roi,
@@ -198,19 +195,19 @@ def test_boxes_come_and_go_and_touch_nothing_else(study: Path) -> None:
     _write_boxes(context, {str(IMAGE): [wanted]})
     if context.project.backend == "embedded":
         assert (study.parent / "project" / "ai-review" / sidecar_name(str(IMAGE), "S2.tif")).is_file()
-        in_qupath(study, lambda entry, data: evaluate("import_ai_detections"))
+        in_qupath(study, import_script)
     after = objects_of(study)
     assert after.keys() - before.keys() == {wanted.id}
     assert {key: after[key] for key in before} == before
     # A push of regions leaves the box alone, and pull does not take it for a verdict.
     run("push", study)
     if context.project.backend == "embedded":
-        in_qupath(study, lambda entry, data: evaluate("import_ai_detections"))
+        in_qupath(study, import_script)
     assert objects_of(study).keys() == after.keys()
     assert run_json("pull", study)["counts"]["new entries"] == 6
     run("queue", study, "--remove")
     if context.project.backend == "embedded":
-        in_qupath(study, lambda entry, data: evaluate("import_ai_detections"))
+        in_qupath(study, import_script)
     assert objects_of(study) == before
 
 
