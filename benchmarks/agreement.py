@@ -19,12 +19,13 @@ from PIL import Image
 from hnscc_qp.cli import render
 from hnscc_qp.progress import SILENT
 from hnscc_qp.scoring.score_map import ScoreMap, read_score_map
+from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.steps import calibrate, patches, score
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context
 from hnscc_qp.study import load_study
 
-PAPER_VOTES = 11
+PAPER_SCORE = 11 / 16
 
 
 def read_mask(path: Path, score_map: ScoreMap) -> np.ndarray:
@@ -47,9 +48,8 @@ def agreement(found: np.ndarray, truth: np.ndarray) -> tuple[str, str, str]:
 def main(study: Path, masks: Path) -> None:
     """Print the table."""
     context = Context(load_study(study), progress=SILENT)
-    chosen = context.generation.need(calibrate.STEP, command="hnscc-qp calibrate")["counts"][
-        "threshold votes"
-    ]
+    calibrated = context.generation.need(calibrate.STEP, command="hnscc-qp calibrate")
+    chosen = float(calibrated["counts"]["threshold score"])
     members = read_members(context.generation.step(patches.STEP)).by_entry
     rows = []
     for image in context.project.images:
@@ -57,11 +57,14 @@ def main(study: Path, masks: Path) -> None:
         truth = read_mask(masks / f"{Path(image.name).stem}.mask.png", score_map)
         covered = score_map.coverage > 0
         side = members[image.entry_id].side
-        at = [agreement((score_map.votes >= votes) & covered, truth) for votes in (chosen, PAPER_VOTES)]
+        at = [
+            agreement((score_map.votes >= votes_for(least, score_map.max_level)) & covered, truth)
+            for least in (chosen, PAPER_SCORE)
+        ]
         rows.append((image.name, side, int(truth.sum()), *at[0], *at[1]))
     render.print_table(
-        f"agreement by blocks of 10 µm at {chosen}/16 (chosen) and {PAPER_VOTES}/16 (the paper's)",
-        ["image", "side", "tumor blocks", "found", "true", "Dice", "found 11", "true 11", "Dice 11"],
+        f"agreement by blocks of 10 µm at a score of {chosen} (chosen) and {PAPER_SCORE} (the paper's)",
+        ["image", "side", "tumor blocks", "found", "true", "Dice", "found 11/16", "true 11/16", "Dice 11/16"],
         rows,
     )
 
