@@ -70,8 +70,9 @@ def draw_froc(path: Path, comparison: Comparison) -> None:
         axis.set_xlabel("false detections per slide")
         axis.set_ylabel("outlined lesions found")
         if axis.lines:
+            # A curve may run behind it.
             axis.legend(
-                loc="lower right", frameon=False, fontsize=8, title="mean of ¼ to 8", title_fontsize=8
+                loc="lower right", edgecolor="none", fontsize=8, title="mean of ¼ to 8", title_fontsize=8
             )
         else:
             say(axis, "no curve: no lesions are outlined")
@@ -91,13 +92,15 @@ def draw_scores(path: Path, comparison: Comparison) -> None:
             axis.set_title(f"{name} set", fontsize=9, loc="left")
             axis.set_ylabel("slides")
         if names:
+            # On the side with more room.
+            leftwards = 2 * comparison.threshold.votes > levels
             axes[0].annotate(
                 f"positive from {comparison.threshold.votes}/{levels} on",
                 ((comparison.threshold.votes - 0.5) / levels, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(-4, -9),
+                xytext=(-4 if leftwards else 4, -9),
                 textcoords="offset points",
-                ha="right",
+                ha="right" if leftwards else "left",
                 fontsize=7.5,
                 color=INK,
             )

@@ -200,13 +200,22 @@ def _call_tile(
 
 
 def _looked_at(score_map: ScoreMap, left: int, top: int, rows: int, columns: int) -> NDArray[np.bool_]:
-    """Windows over which some window was scored, (rows, columns)."""
-    per_window = score_map.grid.window_blocks
-    row, column = (place // score_map.grid.step_px for place in (top, left))
-    part = score_map.coverage[row : row + rows * per_window, column : column + columns * per_window]
-    padded = np.zeros((rows * per_window, columns * per_window), np.uint8)
-    padded[: part.shape[0], : part.shape[1]] = part
-    looked: NDArray[np.bool_] = padded.reshape(rows, per_window, columns, per_window).max(axis=(1, 3)) > 0
+    """Windows side by side that scoring looked at themselves, (rows, columns).
+
+    Coverage is the sum of the windows over a block, so each of them follows from it: the change from block
+    to block is a window that begins less one that ends, along both axes.
+    """
+    per_window, step = score_map.grid.window_blocks, score_map.grid.step_px
+    began = score_map.coverage.astype(np.int64)
+    for axis in (0, 1):
+        began = np.diff(began, axis=axis, prepend=0)
+        for first in range(per_window):
+            every = [slice(None), slice(None)]
+            every[axis] = slice(first, None, per_window)
+            began[tuple(every)] = np.cumsum(began[tuple(every)], axis=axis)
+    found = began[top // step :: per_window, left // step :: per_window][:rows, :columns] > 0
+    looked = np.zeros((rows, columns), bool)
+    looked[: found.shape[0], : found.shape[1]] = found
     return looked
 
 

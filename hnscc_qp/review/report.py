@@ -271,7 +271,7 @@ def _interval(found: Proportion | Estimate | None) -> str:
         return ""
     if isinstance(found, Proportion):
         low, high = found.clopper_pearson
-        return f"95 %: {100 * low:.1f} to {100 * high:.1f} %"
+        return f"95 %: {100 * low:.1f} to {100 * high:.1f}\xa0%"
     if found.interval is None:
         return "too few patients for an interval"
     return "95 %: {:.3f} to {:.3f}".format(*found.interval)

@@ -74,6 +74,31 @@ def test_a_field_holds_the_calls_of_windows_side_by_side(tmp_path: Path, *, dens
     assert (tmp_path / "figure2.png").is_file() and (tmp_path / "figure2.svg").is_file()
 
 
+@torch.no_grad()
+def test_a_window_that_scoring_passed_over_is_not_called_though_its_neighbour_was(tmp_path: Path) -> None:
+    slide = open_slide(write_slide(tmp_path / "s.tif", tumor=True, seed=1))
+    network = WindowClassifier("mobilenet_v2", input_px=32).eval()
+    [head] = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    head.bias[1] += 1000  # calls everything
+    grid = Grid.of_method(SIZE, PixelSize(slide.pixel_size.x, slide.pixel_size.y))
+    windows = np.random.default_rng(1).random((grid.rows, grid.columns)) < 0.5
+    windows[-3:] = windows[:, -3:] = False  # they would reach beyond the slide
+    coverage = np.zeros(windows.shape, np.uint8)
+    for row, column in np.argwhere(windows):
+        coverage[row : row + 4, column : column + 4] += 1
+    score_map = ScoreMap(np.zeros_like(coverage), coverage, grid, SIZE, windows=int(windows.sum()))
+    field = call_field(
+        slide,
+        slide,
+        score_map,
+        network,
+        around=(SIZE[0] / 2, SIZE[1] / 2),
+        device=torch.device("cpu"),
+        title="s.tif",
+    )
+    assert (field.called == windows[::4, ::4]).all()
+
+
 def _see(network: nn.Module, images: torch.Tensor) -> None:
     """Give an untrained network this slide's statistics: with its first ones all windows look alike to it."""
     for module in network.modules():
