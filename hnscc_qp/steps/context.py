@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from hnscc_qp.errors import HnsccQpError, UnsupportedServerError
 from hnscc_qp.files import sha256_json
-from hnscc_qp.generation import Generation, current_generation, step_key
+from hnscc_qp.generation import Generation, all_generations, current_generation, step_key
 from hnscc_qp.patches.cases import stated_status
 from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.patches.sources.truth import fingerprint, read_truth, truth_file
@@ -118,6 +118,8 @@ class Context:
     @cached_property
     def lessons(self) -> dict[str, ImageLessons]:
         """By entry id what review taught this generation; nothing in a first one."""
+        if self.at is None and not all_generations(self.study):
+            return {}  # who only looks, as `patches --check`, makes no generation
         return read_lessons(self.generation.step(LESSONS))
 
     def objects(self, image: ImageEntry) -> tuple[PathObject, ...]:
