@@ -17,33 +17,34 @@
     return scale[low].map((value, index) => Math.round(value + rest * (scale[low + 1][index] - value)));
   };
 
-  // The votes of a slide, read once from its grey picture.
-  const grids = new WeakMap();
-  const readVotes = async (canvas) => {
+  // The votes of a slide, read once from its grey picture. The pictures load with the page: what is printed can't wait.
+  const pictures = new WeakMap(), grids = new WeakMap();
+  for (const canvas of $$(".gallery canvas")) {
+    const image = new Image();
+    image.src = canvas.dataset.votes;
+    pictures.set(canvas, image);
+  }
+  const readVotes = (canvas) => {
     if (!grids.has(canvas)) {
-      grids.set(canvas, (async () => {
-        const image = new Image();
-        image.src = canvas.dataset.votes;
-        await image.decode();
-        const sheet = document.createElement("canvas");
-        sheet.width = image.naturalWidth; sheet.height = image.naturalHeight;
-        const context = sheet.getContext("2d", { willReadFrequently: true });
-        context.drawImage(image, 0, 0);
-        const pixels = context.getImageData(0, 0, sheet.width, sheet.height).data, step = Number(canvas.dataset.step);
-        const grid = new Uint8Array(sheet.width * sheet.height);
-        for (let index = 0; index < grid.length; index++) grid[index] = Math.round(pixels[4 * index] / step);
-        return grid;
-      })());
+      const image = pictures.get(canvas), sheet = document.createElement("canvas");
+      sheet.width = image.naturalWidth; sheet.height = image.naturalHeight;
+      const context = sheet.getContext("2d", { willReadFrequently: true });
+      context.drawImage(image, 0, 0);
+      const pixels = context.getImageData(0, 0, sheet.width, sheet.height).data, step = Number(canvas.dataset.step);
+      const grid = new Uint8Array(sheet.width * sheet.height);
+      for (let index = 0; index < grid.length; index++) grid[index] = Math.round(pixels[4 * index] / step);
+      grids.set(canvas, grid);
     }
     return grids.get(canvas);
   };
 
-  const paint = async (canvas, source = canvas) => {
+  const paint = (canvas, source = canvas) => {
     const state = `${votes}/${showLow.checked}`;
     if (canvas.dataset.state === state) return;
+    const image = pictures.get(source);
+    if (!image.complete) { image.addEventListener("load", () => paint(canvas, source), { once: true }); return; }
     canvas.dataset.state = state;
-    const grid = await readVotes(source), levels = Number(source.dataset.levels);
-    if (canvas.dataset.state !== state) return; // the slider has moved on
+    const grid = readVotes(source), levels = Number(source.dataset.levels);
     // A slide scored at another stride has other levels; the threshold is a share of them.
     const least = Math.max(1, Math.ceil(votes / data.levels * levels - 1e-9));
     const colours = Array.from({ length: levels + 1 }, (_, level) =>
