@@ -8,13 +8,15 @@ were there when the generation was first pushed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import UUID
 
 import shapely
 
 from hnscc_qp.errors import GeoJsonError, HnsccQpError, ObjectDataError
+from hnscc_qp.files import atomic_path
 from hnscc_qp.qupath.geojson import encode_geojson, read_geojson, sidecar_name, write_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathObject, RoiKind, walk
 from hnscc_qp.qupath.project import ImageEntry
@@ -67,11 +69,32 @@ def record_pushed(
         time: of this push, UTC.
     """
     path = _file(push_folder / PUSHED_FOLDER, image)
-    known = {item.id: item for item in _read(path)} if path.is_file() else {}
-    for item in detections:
-        known[item.id] = replace(item, metadata={**item.metadata, _PUSHED_AT: time})
+    known: dict[UUID | None, PathObject] = {}
+    if path.is_file():
+        known = {item.id: item for item in _read(path)}
+        if (last := _last_push(path)) is not None:
+            of_last = {key for key, item in known.items() if item.metadata.get(_PUSHED_AT) == last}
+            same_ids = of_last == {item.id for item in detections}
+            if same_ids and _record(known, detections, image, time=last) == path.read_bytes():
+                return  # the same once more is no other push
     # Written though it be empty: that nothing was pushed is a fact, too.
-    write_geojson(path, known.values(), foreign={"hnscc_qp": {"image": image.name, "last push": time}})
+    with atomic_path(path) as partial:
+        partial.write_bytes(_record(known, detections, image, time=time))
+
+
+def _record(
+    known: Mapping[UUID | None, PathObject], detections: Sequence[PathObject], image: ImageEntry, *, time: str
+) -> bytes:
+    """The file of what is known by now and what is pushed at a time."""
+    pushed = {item.id: replace(item, metadata={**item.metadata, _PUSHED_AT: time}) for item in detections}
+    foreign = {"hnscc_qp": {"image": image.name, "last push": time}}
+    name = sidecar_name(image.entry_id, image.name)
+    return encode_geojson({**known, **pushed}.values(), name=name, foreign=foreign)
+
+
+def _last_push(path: Path) -> str | None:
+    last = json.loads(path.read_bytes()).get("hnscc_qp", {}).get("last push")
+    return None if last is None else str(last)
 
 
 def read_pushed(generation: Path, image: ImageEntry, *, fallback: Path | None) -> PushedImage | None:
@@ -93,7 +116,7 @@ def read_pushed(generation: Path, image: ImageEntry, *, fallback: Path | None) -
         unrecorded = tuple(_pushed(item, generation.name, last=None) for item in _read(fallback))
         return PushedImage(generation.name, unrecorded, None)
     items = _read(found)
-    last = json.loads(found.read_bytes()).get("hnscc_qp", {}).get("last push")
+    last = _last_push(found)
     before = _find(folder / BEFORE_FOLDER, image)
     return PushedImage(
         generation.name,
