@@ -136,6 +136,7 @@ def test_a_model_of_normalised_slides_is_refused_for_wsinfer(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")
 def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = stages(tmp_path, dense=False)
     answers_otherwise = torch.jit.trace(lambda x: x.mean(dim=(2, 3))[:, :2], torch.rand(1, 3, 40, 40))
