@@ -95,8 +95,8 @@ def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> 
     started = time.time()
     scored = context.generation.need(score.STEP, command=f"hnscc-qp score {context.study.path}")
     calibrated = context.generation.need(calibrate.STEP, command=f"hnscc-qp calibrate {context.study.path}")
-    _check_fresh(context, scored, calibrated)
     members = read_members(context.generation.step(patches.STEP))
+    _check_fresh(context, scored, calibrated, members)
     named, root = context.study.readers, context.study.root
     sources = [parse_reader(text, is_project=False, root=root) for text in named.calls]
     sources += [parse_reader(text, is_project=True, root=root) for text in named.projects]
@@ -148,13 +148,17 @@ def compare_study(context: Context, *, readers: Sequence[ReaderSource] = ()) -> 
 _ANNOTATION_RULES = ("nested", "open_shapes", "outside_image", "nontumor_on_positive")
 
 
-def _check_fresh(context: Context, scored: Manifest, calibrated: Manifest) -> None:
-    """Scores at every level, and the threshold among them, must be of the same votes."""
+def _check_fresh(context: Context, scored: Manifest, calibrated: Manifest, members: SealedSplit) -> None:
+    """The threshold must have been chosen on these scores, and by this truth and split."""
     chosen_by = calibrated["inputs"]
+    changed = None
     if any(chosen_by.get(entry) != sha256 for entry, sha256 in scored["outputs"].items()):
+        changed = "slides were scored again"
+    elif chosen_by.get("cohort") != members.sha256:
+        changed = "the cohort has changed"
+    if changed:
         raise StepError(
-            "slides were scored again since the threshold was chosen; run: hnscc-qp calibrate "
-            f"{context.study.path}"
+            f"{changed} since the threshold was chosen; run: hnscc-qp calibrate {context.study.path}"
         )
 
 

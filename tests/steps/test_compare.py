@@ -254,6 +254,14 @@ def test_slides_scored_again_need_a_threshold_of_their_own(study: Path, call) ->
     assert code == 1 and "scored again since the threshold was chosen; run: hnscc-qp calibrate" in err
 
 
+def test_a_threshold_of_another_cohort_is_not_judged(study: Path, call) -> None:
+    call("calibrate", study)
+    members = study / FOLDER / "patches" / "cohort.json"
+    members.write_text(json.dumps(json.loads(members.read_text())[1:]))
+    code, _, err = call("compare", study)
+    assert code == 1 and "cohort has changed since the threshold was chosen; run: hnscc-qp calibrate" in err
+
+
 def test_without_a_positive_development_slide_there_is_nothing_to_calibrate_by(tmp_path: Path, call) -> None:
     study = write_study(tmp_path, text=STUDY + '[split]\ntest_patients = ["P1", "P2"]\n')
     write_scored(tmp_path, {"S1.tif": {TUMOR: 16}}, study=study)
