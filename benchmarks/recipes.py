@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from heldout import (
     load,
     restain,
 )
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from hnscc_qp.files import atomic_path
@@ -172,13 +173,29 @@ def train(recipe: str, slides: Sequence[Slide], *, seed: int, weights: str) -> t
     settings, iterations = settings_of(recipe, seed=seed, weights=weights)
     if settings.recipe == "window":
         return _train_windows(slides, settings, iterations)
+    classifier = DenseClassifier("mobilenet_v2", input_px=settings.input_px, weights=weights, seed=seed)
+    result = fit_dense(
+        classifier, cut(slides), settings, held=choosing(slides), iterations=iterations, epochs=DENSE_EPOCHS
+    )
+    return classifier, result
+
+
+def fit_dense(
+    classifier: DenseClassifier,
+    pieces: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.str_]],
+    settings: Training,
+    *,
+    held: Iterable[str],
+    iterations: int,
+    epochs: int,
+) -> FitResult:
+    """Train on what `cut` gives, for so many iterations; pieces of the slides in `held` choose the epoch."""
     dense = DenseRecipe(
         **settings.dense.model_dump()
-        | {"epochs": DENSE_EPOCHS, "epoch_tiles": iterations * settings.dense.batch_size // DENSE_EPOCHS}
+        | {"epochs": epochs, "epoch_tiles": iterations * settings.dense.batch_size // epochs}
     )
-    settings = settings.model_copy(update={"dense": dense})
-    pixels, labels, names = cut(slides)
-    judged = np.isin(names, list(choosing(slides)))
+    pixels, labels, names = pieces
+    judged = np.isin(names, list(held))
     material = DenseMaterial(
         pixels,
         labels,
@@ -186,11 +203,10 @@ def train(recipe: str, slides: Sequence[Slide], *, seed: int, weights: str) -> t
         train_idx=np.flatnonzero(~judged),
         validation_idx=np.flatnonzero(judged),
         settings=dense,
-        seed=seed,
+        seed=settings.seed,
         device=CPU,
     )
-    classifier = DenseClassifier("mobilenet_v2", input_px=settings.input_px, weights=weights, seed=seed)
-    return classifier, fit(classifier, material, settings=settings, device=CPU)
+    return fit(classifier, material, settings=settings.model_copy(update={"dense": dense}), device=CPU)
 
 
 def _train_windows(

@@ -18,16 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-from heldout import CPU, Slide, choosing, cut, dense_logits, folds_of, load
+from heldout import Slide, choosing, cut, dense_logits, folds_of, load
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from recipes import path_of, settings_of
+from recipes import fit_dense, path_of, settings_of
 
 from hnscc_qp.models.dense import WINDOW_CELLS, DenseClassifier
 from hnscc_qp.patches.labels import Label
-from hnscc_qp.study import DenseRecipe
-from hnscc_qp.training.fit import fit
-from hnscc_qp.training.material import DenseMaterial
 
 VOTES = 11
 MM2_OF_BLOCK = 1e-4
@@ -154,27 +151,10 @@ def train(
         for index in generator.permutation(len(tumor))[:count]:
             slide, (row, column) = tumor[index]
             masked[slide.name][row, column] = Label.TUMOR
-    pixels, labels, names = cut(learnt, masked)
-    judged = np.isin(names, list(held))
     settings, _ = settings_of(recipe, seed=seed, weights="none")
-    dense = DenseRecipe(
-        **settings.dense.model_dump()
-        | {"epochs": 3, "epoch_tiles": iterations * settings.dense.batch_size // 3}
-    )
-    settings = settings.model_copy(update={"dense": dense})
-    material = DenseMaterial(
-        pixels,
-        labels,
-        names,
-        train_idx=np.flatnonzero(~judged),
-        validation_idx=np.flatnonzero(judged),
-        settings=dense,
-        seed=seed,
-        device=CPU,
-    )
     secondary = DenseClassifier("mobilenet_v2", input_px=settings.input_px)
     secondary.load_state_dict(primary.state_dict())
-    fit(secondary, material, settings=settings, device=CPU)
+    fit_dense(secondary, cut(learnt, masked), settings, held=held, iterations=iterations, epochs=3)
     return secondary
 
 
