@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hnscc_qp.errors import SealedSplitError, StepError
+from hnscc_qp.errors import SealedSplitError
 from hnscc_qp.files import atomic_path, sha256_file
 from hnscc_qp.geometry import WINDOW_PX
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part, flush, new_array, read_sealed, sealed
 
 PIXELS = "patches.npy"
 TABLE = "patches.parquet"
-_SEAL = b"hnscc-qp split"
 
 Pixels = npt.NDArray[np.uint8]
 """(patches, window, window, 3) uint8."""
-
-
-class Part(StrEnum):
-    """The two sets that never meet; also their folders' names."""
-
-    DEVELOPMENT = "development"
-    TEST = "test"
-
-    @classmethod
-    def of(cls, side: Side) -> Part:
-        """Where patches of a side of the split lie."""
-        return cls.TEST if side is Side.TEST else cls.DEVELOPMENT
 
 
 SCHEMA = pa.schema(
@@ -183,27 +170,20 @@ def write_patches(
         SealedSplitError: a row belongs to the other part.
     """
     place = folder / part
-    schema = SCHEMA.with_metadata({_SEAL: split.seal.encode()})
+    schema = sealed(SCHEMA, split)
     kind = DevelopmentSet if part is Part.DEVELOPMENT else TestSet
     with atomic_path(place / PIXELS) as pixel_file, atomic_path(place / TABLE) as table_file:
-        shape = (count, WINDOW_PX, WINDOW_PX, 3)
-        out = np.lib.format.open_memmap(pixel_file, mode="w+", dtype=np.uint8, shape=shape) if count else None
+        out = new_array(pixel_file, (count, WINDOW_PX, WINDOW_PX, 3))
         done = 0
         with pq.ParquetWriter(table_file, schema, compression="zstd") as writer:
             for table, pixels in chunks:
                 kind(pixels, table, split)
                 numbers = pa.array(range(done, done + len(table)), pa.int64())
                 writer.write_table(table.set_column(0, "patch", numbers).cast(schema))
-                if out is not None:
-                    out[done : done + len(pixels)] = pixels
+                out[done : done + len(pixels)] = pixels
                 done += len(table)
         assert done == count
-        if out is None:
-            with pixel_file.open("wb") as stream:
-                np.save(stream, np.empty(shape, np.uint8), allow_pickle=False)
-        else:
-            out.flush()
-            del out
+        flush(out)
     return {f"{part}/{name}": sha256_file(place / name) for name in (PIXELS, TABLE)}
 
 
@@ -223,16 +203,5 @@ def open_test(folder: Path, split: SealedSplit) -> TestSet:
 
 
 def _read(place: Path, split: SealedSplit) -> tuple[Pixels, pa.Table]:
-    try:
-        table = pq.read_table(place / TABLE)
-        # A file of no patches can't be mapped.
-        pixels = np.load(place / PIXELS, mmap_mode="r" if len(table) else None, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise StepError(f"there are no patches in {place}; run: hnscc-qp patches") from error
-    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise StepError(f"the patches in {place} are damaged ({error}); delete the folder") from error
-    if not table.schema.equals(SCHEMA) or len(table) != len(pixels):
-        raise StepError(f"the patches in {place} do not belong together; delete the folder")
-    if (table.schema.metadata or {}).get(_SEAL) != split.seal.encode():
-        raise StepError(f"the patches in {place} were cut under another split; run its step with --force")
+    (pixels,), table = read_sealed(place, TABLE, {PIXELS: True}, schema=SCHEMA, split=split, what="patches")
     return pixels, table

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib.stride_tricks import sliding_window_view
 
-from hnscc_qp.errors import SealedSplitError, StepError
+from hnscc_qp.errors import SealedSplitError
 from hnscc_qp.files import atomic_path, sha256_file
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, WINDOW_PX, Grid
-from hnscc_qp.patches.dataset import Part
 from hnscc_qp.patches.labels import Label, WindowLabels
 from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part, flush, new_array, read_sealed, sealed
 from hnscc_qp.slides.holes import Area, read_around_holes
 from hnscc_qp.slides.reader import Slide
 
@@ -54,7 +54,6 @@ SCHEMA = pa.schema(
         ("nontumor", pa.int32()),
     ],
 )
-_SEAL = b"hnscc-qp split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +252,8 @@ def write_tiles(
         atomic_path(place / LABELS) as label_file,
         atomic_path(place / TABLE) as table_file,
     ):
-        pixels = _new_array(pixel_file, (count, PIECE_PX, PIECE_PX, 3))
-        labels = _new_array(label_file, (count, PIECE_WINDOWS, PIECE_WINDOWS))
+        pixels = new_array(pixel_file, (count, PIECE_PX, PIECE_PX, 3))
+        labels = new_array(label_file, (count, PIECE_WINDOWS, PIECE_WINDOWS))
         tables = [SCHEMA.empty_table()]
         done = 0
         for rows, some_pixels, some_labels in chunks:
@@ -266,10 +265,8 @@ def write_tiles(
             tables.append(table)
         assert done == count
         for array in (pixels, labels):
-            if isinstance(array, np.memmap):
-                array.flush()
-        table = pa.concat_tables(tables).replace_schema_metadata({_SEAL: split.seal.encode()})
-        pq.write_table(table, table_file, compression="zstd")
+            flush(array)
+        pq.write_table(pa.concat_tables(tables).cast(sealed(SCHEMA, split)), table_file, compression="zstd")
     return {f"{part}/{name}": sha256_file(place / name) for name in (PIXELS, LABELS, TABLE)}
 
 
@@ -294,25 +291,7 @@ def _table(rows: Sequence[TileRow]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _new_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    if shape[0]:
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    with path.open("wb") as stream:  # a file of nothing can't be mapped
-        np.save(stream, np.empty(shape, np.uint8), allow_pickle=False)
-    return np.empty(shape, np.uint8)
-
-
 def _read(place: Path, split: SealedSplit) -> tuple[Pixels, Labels, pa.Table]:
-    try:
-        table = pq.read_table(place / TABLE)
-        pixels = np.load(place / PIXELS, mmap_mode="r" if len(table) else None, allow_pickle=False)
-        labels = np.load(place / LABELS, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise StepError(f"there are no tiles in {place}; run: hnscc-qp tiles") from error
-    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise StepError(f"the tiles in {place} are damaged ({error}); delete the folder") from error
-    if not table.schema.equals(SCHEMA) or not len(table) == len(pixels) == len(labels):
-        raise StepError(f"the tiles in {place} do not belong together; delete the folder")
-    if (table.schema.metadata or {}).get(_SEAL) != split.seal.encode():
-        raise StepError(f"the tiles in {place} were cut under another split; run its step with --force")
+    arrays = {PIXELS: True, LABELS: False}
+    (pixels, labels), table = read_sealed(place, TABLE, arrays, schema=SCHEMA, split=split, what="tiles")
     return pixels, labels, table

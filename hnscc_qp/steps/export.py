@@ -16,7 +16,8 @@ from hnscc_qp.files import atomic_path, sha256_file, storing, write_text
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.models.checkpoint import PRIMARY, SECONDARY, load_model
 from hnscc_qp.models.export import TOLERANCE, Stages, export_onnx, export_wsinfer
-from hnscc_qp.patches.dataset import Part, open_development, open_test
+from hnscc_qp.patches.dataset import open_development, open_test
+from hnscc_qp.patches.stored import Part
 from hnscc_qp.review.comparison import read_comparison
 from hnscc_qp.review.exports import (
     LESION_COLUMNS,

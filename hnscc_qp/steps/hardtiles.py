@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnscc_qp.geometry import STEP_PX
-from hnscc_qp.patches.dataset import Part, PatchRow
+from hnscc_qp.patches.dataset import PatchRow
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.seal import SealedSplit
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part
 from hnscc_qp.patches.tiles import (
     PIECE_WINDOWS,
     Chunk,

@@ -12,10 +12,11 @@ from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP
 from hnscc_qp.models.checkpoint import PRIMARY, load_model
 from hnscc_qp.models.device import choose_device
-from hnscc_qp.patches.dataset import Part, PatchRow, rows_table, write_patches
+from hnscc_qp.patches.dataset import PatchRow, rows_table, write_patches
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.seal import Member
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.review.verdicts import LessonKind
 from hnscc_qp.steps import patches, tiles

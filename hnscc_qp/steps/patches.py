@@ -24,11 +24,12 @@ from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import WINDOW_MPP, Grid
 from hnscc_qp.patches.cut import cut_windows
-from hnscc_qp.patches.dataset import SCHEMA, Part, write_patches
+from hnscc_qp.patches.dataset import SCHEMA, write_patches
 from hnscc_qp.patches.labels import Label, WindowLabels, label_windows
 from hnscc_qp.patches.parts import PatchPart, labels_file, read_labels, write_labels
 from hnscc_qp.patches.sample import Quotas, Supply, draw_windows, share_out
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part
 from hnscc_qp.qupath.project import ImageEntry
 from hnscc_qp.slides.reader import Slide, require_mpp
 from hnscc_qp.slides.tissue import find_tissue

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from hnscc_qp.errors import AnnotationError
 from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, Grid
-from hnscc_qp.patches.dataset import Part
 from hnscc_qp.patches.labels import Label, label_windows
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part
 from hnscc_qp.patches.tiles import (
     PIECE_WINDOWS,
     Chunk,

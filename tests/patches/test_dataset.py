@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hnscc_qp.errors import SealedSplitError, StepError
 from hnscc_qp.patches.dataset import (
     DevelopmentSet,
-    Part,
     PatchRow,
     TestSet,
     open_development,
@@ -25,6 +24,7 @@ from hnscc_qp.patches.dataset import (
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.patches.seal import Member, SealedSplit
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part
 
 SPLIT = SealedSplit(
     {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hnscc_qp.errors import SealedSplitError, StepError
-from hnscc_qp.patches.dataset import Part
 from hnscc_qp.patches.seal import Member, SealedSplit
 from hnscc_qp.patches.split import Side
+from hnscc_qp.patches.stored import Part
 from hnscc_qp.patches.tiles import (
     PIECE_PX,
     PIECE_WINDOWS,

@@ -14,7 +14,7 @@ from shapely.geometry import box
 from studies import SIZE, STUDY, TUMOR_BOX, annotation, write_study
 
 from hnscc_qp.cli.main import main
-from hnscc_qp.patches.dataset import Part
+from hnscc_qp.patches.stored import Part
 from hnscc_qp.progress import SILENT
 from hnscc_qp.qupath.geojson import write_geojson
 from hnscc_qp.steps.context import Context
