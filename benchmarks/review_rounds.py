@@ -42,7 +42,6 @@ from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
 from hnscc_qp.qupath.project import open_project
 from hnscc_qp.review.gate import FIGURES as GATE
 from hnscc_qp.review.gate import SlideOutcome
-from hnscc_qp.review.intervals import bootstrap, paired_bootstrap
 from hnscc_qp.review.outcome import slide_outcome
 from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.scoring.threshold import votes_for
@@ -50,6 +49,7 @@ from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.steps import calibrate, score
 from hnscc_qp.steps.context import Context
 from hnscc_qp.study import load_study
+from hnscc_qp.training.intervals import bootstrap, paired_bootstrap
 
 TUMOR = PathClass(("Tumor",), (200, 0, 0))
 REJECTED = PathClass(("AI", "Rejected"), (128, 128, 128))

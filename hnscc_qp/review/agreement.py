@@ -20,7 +20,7 @@ from shapely.geometry.base import BaseGeometry
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.patches.territories import polygons_only
 from hnscc_qp.review.comparison import Overlap
-from hnscc_qp.review.intervals import RESAMPLES, Estimate, bootstrap
+from hnscc_qp.training.intervals import RESAMPLES, Estimate, bootstrap
 
 Floats = NDArray[np.float64]
 BoolMask = NDArray[np.bool_]

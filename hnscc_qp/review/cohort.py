@@ -17,10 +17,10 @@ from hnscc_qp.review.comparison import (
     StratumResult,
 )
 from hnscc_qp.review.froc import froc
-from hnscc_qp.review.intervals import Estimate, Proportion, bootstrap, proportion, weighted_auc
 from hnscc_qp.review.lesions import STRATA
 from hnscc_qp.review.measure import MeasuredSlide
 from hnscc_qp.scoring.extent import votes_reached
+from hnscc_qp.training.intervals import Estimate, Proportion, bootstrap, proportion, weighted_auc
 
 
 def set_of(slide: SlideResult) -> SetName:

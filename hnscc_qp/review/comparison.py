@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hnscc_qp.errors import StepError
 from hnscc_qp.files import write_text
-from hnscc_qp.review.intervals import Estimate, Proportion
+from hnscc_qp.training.intervals import Estimate, Proportion
 
 Status = Literal["positive", "negative"]
 Call = Literal["positive", "negative", "no tissue"]

@@ -30,7 +30,7 @@ from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.geometry import PixelSize
 from hnscc_qp.review.comparison import Froc, FrocPoint
-from hnscc_qp.review.intervals import RESAMPLES, Estimate, bootstrap
+from hnscc_qp.training.intervals import RESAMPLES, Estimate, bootstrap
 
 FALSE_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 AROUND_UM = 37.5

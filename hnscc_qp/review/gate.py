@@ -1,7 +1,7 @@
 """The promotion gate: does a candidate replace the generation in use?
 
 Both are judged on the same slides of the same patients, by the same truth. The interval of a difference is
-the paired bootstrap over patients of `review.intervals`.
+the paired bootstrap over patients of `training.intervals`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from hnscc_qp.errors import listed
 from hnscc_qp.review.comparison import Call
 from hnscc_qp.review.froc import FrocStatistic, SlideDetections
-from hnscc_qp.review.intervals import CONFIDENCE, paired_bootstrap
 from hnscc_qp.study import Promotion
+from hnscc_qp.training.intervals import CONFIDENCE, paired_bootstrap
 
 
 @dataclass(frozen=True, slots=True)

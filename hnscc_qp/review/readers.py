@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from hnscc_qp.errors import ReadersError, listed
 from hnscc_qp.review.comparison import PairKappa, ReaderResult, Readers
-from hnscc_qp.review.intervals import bootstrap, proportion
+from hnscc_qp.training.intervals import bootstrap, proportion
 
 Calls = Mapping[str, bool]
 """Image name → called positive; an image that was not called is not there."""

@@ -20,9 +20,9 @@ from hnscc_qp.files import write_text
 from hnscc_qp.models.modelcard import ModelCard
 from hnscc_qp.review import reportcharts as charts
 from hnscc_qp.review.comparison import Comparison, Disagreement, SetName, SlideResult
-from hnscc_qp.review.intervals import Estimate, Proportion, percent
 from hnscc_qp.review.reportpictures import SlidePicture
 from hnscc_qp.review.tables import Table, cohort_table
+from hnscc_qp.training.intervals import Estimate, Proportion, percent
 
 REPORT_FILE = "report.html"
 _MOST_OBJECTS = 12

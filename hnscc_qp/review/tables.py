@@ -12,7 +12,7 @@ from typing import Any
 from hnscc_qp import RESEARCH_USE_ONLY
 from hnscc_qp.files import atomic_path, write_json, write_text
 from hnscc_qp.review.comparison import Comparison, SetName, SlideResult, TruthLesion
-from hnscc_qp.review.intervals import Proportion, percent
+from hnscc_qp.training.intervals import Proportion, percent
 
 STRATA = ("≥2 mm", "0.2 to 2 mm", "<0.2 mm")
 _SHARES = ("sensitivity", "specificity", "accuracy")

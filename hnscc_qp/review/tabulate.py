@@ -9,7 +9,7 @@ from typing import Any
 
 from hnscc_qp.files import atomic_path
 from hnscc_qp.review.comparison import Comparison, SlideResult
-from hnscc_qp.review.intervals import Proportion
+from hnscc_qp.training.intervals import Proportion
 
 Row = Mapping[str, Any]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -17,7 +17,6 @@ from hnscc_qp.generation import make_manifest, write_manifest
 from hnscc_qp.patches.seal import Member
 from hnscc_qp.patches.split import Side
 from hnscc_qp.qupath.project import ImageEntry
-from hnscc_qp.review.intervals import Proportion, proportion
 from hnscc_qp.scoring.bound import MissBound, bound_misses
 from hnscc_qp.scoring.extent import area_by_level, block_areas_um2, largest_regions, votes_reached
 from hnscc_qp.scoring.score_map import read_score_map
@@ -32,6 +31,7 @@ from hnscc_qp.scoring.threshold import (
 from hnscc_qp.steps import patches, score
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.training.intervals import Proportion, proportion
 
 STEP = "calibrate"
 THRESHOLD_FILE = "threshold.json"

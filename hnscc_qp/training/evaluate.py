@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from hnscc_qp.errors import TrainingError
 from hnscc_qp.models.networks import WindowClassifier
+from hnscc_qp.training.intervals import DrawnPatients, Interval, proportion
 from hnscc_qp.training.probabilities import measure_reliability
 
 _RESAMPLES = 1000
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,9 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike, groups: ArrayLike | No
     called = probabilities > 0.5  # as the larger of two logits
     both = labels.any() and not labels.all()
     right = called == labels
-    patients = None if groups is None or not len(labels) else _Patients(np.asarray(groups))
+    patients = (
+        None if groups is None or not len(labels) else DrawnPatients(np.asarray(groups), resamples=_RESAMPLES)
+    )
     accuracy, accuracy_interval, accuracy_wilson = _share(right, np.ones_like(labels), patients)
     sensitivity, sensitivity_interval, sensitivity_wilson = _share(right, labels, patients)
     specificity, specificity_interval, specificity_wilson = _share(right, ~labels, patients)
@@ -137,80 +138,14 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike, groups: ArrayLike | No
     )
 
 
-def wilson_interval(count: int, of: int) -> Interval | None:
-    """95 % interval of a share, each of `of` for a draw of its own (Wilson 1927); None if there is none."""
-    if not of:
-        return None
-    interval = binomtest(int(count), int(of)).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def _share(
-    right: NDArray[np.bool_], among: NDArray[np.bool_], patients: _Patients | None
+    right: NDArray[np.bool_], among: NDArray[np.bool_], patients: DrawnPatients | None
 ) -> tuple[float | None, Interval | None, Interval | None]:
     """The share of some windows that is right, its interval by patients, and Wilson's."""
-    if not among.any():
+    share = proportion(int(right[among].sum()), int(among.sum()))
+    if share is None:
         return None, None, None
-    wilson = wilson_interval(right[among].sum(), among.sum())
+    wilson = share.wilson
     drawn = patients.share_interval(right, among) if patients else None
-    assert wilson is not None
     interval = (min(drawn[0], wilson[0]), max(drawn[1], wilson[1])) if drawn else None
-    return float(right[among].mean()), interval, wilson
-
-
-class _Patients:
-    """Patients drawn with replacement, the same draws for every figure."""
-
-    def __init__(self, groups: NDArray[Any], seed: int = 1) -> None:
-        names, self._group = np.unique(groups, return_inverse=True)
-        self._count = len(names)
-        generator = np.random.default_rng(seed)
-        # How often each is drawn, (resamples, patients).
-        even = np.full(self._count, 1 / self._count)
-        self._drawn = generator.multinomial(self._count, even, size=_RESAMPLES)
-
-    def share_interval(self, right: NDArray[np.bool_], among: NDArray[np.bool_]) -> Interval | None:
-        """Percentiles of the share that is right among some of the windows."""
-        of = np.bincount(self._group[among], minlength=self._count)
-        if np.count_nonzero(of) < 2:
-            return None  # nothing varies
-        won = np.bincount(self._group[among & right], minlength=self._count)
-        return _percentiles(self._drawn @ won, self._drawn @ of)
-
-    def auc_interval(
-        self, probabilities: NDArray[np.floating[Any]], labels: NDArray[np.bool_]
-    ) -> Interval | None:
-        """Percentiles of the AUC; resamples that lack a class are left out."""
-        wins = _wins(probabilities, labels, self._group, self._count)
-        tumor, nontumor = (
-            np.bincount(self._group[side], minlength=self._count) for side in (labels, ~labels)
-        )
-        if min(np.count_nonzero(tumor), np.count_nonzero(nontumor)) < 2:
-            return None  # one patient's tumor, or one's nontumor: nothing varies
-        # A patient drawn twice counts twice on either side of each of its pairs.
-        won = np.einsum("ri,ij,rj->r", self._drawn, wins, self._drawn, optimize=True)
-        return _percentiles(won, (self._drawn @ tumor) * (self._drawn @ nontumor))
-
-
-def _percentiles(won: NDArray[Any], possible: NDArray[Any]) -> Interval | None:
-    some = possible > 0
-    if not some.any():
-        return None
-    low, high = np.percentile(won[some] / possible[some], [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _wins(
-    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.bool_], group: NDArray[np.intp], groups: int
-) -> NDArray[np.float64]:
-    """For tumor windows of group i against nontumor windows of group j: how many pairs are in order.
-
-    Ties count half. The AUC is the sum over the number of pairs (Mann and Whitney).
-    """
-    tumor, tumor_group = probabilities[labels], group[labels]
-    wins = np.zeros((groups, groups))
-    for j in range(groups):
-        others = np.sort(probabilities[~labels & (group == j)])
-        below = np.searchsorted(others, tumor, "left") + np.searchsorted(others, tumor, "right")
-        wins[:, j] = np.bincount(tumor_group, weights=below / 2, minlength=groups)
-    return wins
+    return share.value, interval, wilson

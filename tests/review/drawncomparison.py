@@ -22,7 +22,7 @@ from hnscc_qp.review.comparison import (
     ThresholdResult,
     TruthLesion,
 )
-from hnscc_qp.review.intervals import Estimate, proportion
+from hnscc_qp.training.intervals import Estimate, proportion
 
 LEVELS = 16
 

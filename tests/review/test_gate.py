@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnscc_qp.review.gate import FIGURES, SlideOutcome, decide
-from hnscc_qp.review.intervals import draw_patients
 from hnscc_qp.study import Promotion
+from hnscc_qp.training.intervals import draw_patients
 
 RATES = (0.25, 0.5, 1, 2, 4, 8)
 FEW = Promotion(resamples=100, min_patients=2)

@@ -9,8 +9,8 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from hnscc_qp.errors import TrainingError
 from hnscc_qp.models.networks import WindowClassifier
-from hnscc_qp.training import evaluate as module
-from hnscc_qp.training.evaluate import evaluate, predict, predict_logits, wilson_interval
+from hnscc_qp.training.evaluate import evaluate, predict, predict_logits
+from hnscc_qp.training.intervals import proportion
 
 CPU = torch.device("cpu")
 
@@ -91,8 +91,7 @@ def test_wilson_interval_is_what_wilson_wrote(judged: tuple[np.ndarray, ...]) ->
         by_hand(figures.true_tumor + figures.true_nontumor, figures.n)
     )
     # The paper's test set, §3: 21 of 21 positive slides found.
-    assert wilson_interval(21, 21) == pytest.approx(by_hand(21, 21))
-    assert wilson_interval(0, 0) is None
+    assert proportion(21, 21).wilson == pytest.approx(by_hand(21, 21))
 
 
 def test_brier_score_is_scikit_learns(judged: tuple[np.ndarray, ...]) -> None:
@@ -111,17 +110,9 @@ def test_patients_of_one_class_each_leave_the_other_share_without_an_interval() 
     assert figures.specificity_interval is not None
     assert figures.sensitivity_interval is None  # one patient has tumor
     # Nothing varies between these patients, and three windows are no certainty.
-    assert figures.accuracy_interval == figures.accuracy_wilson == wilson_interval(3, 3)
+    assert figures.accuracy_interval == figures.accuracy_wilson == proportion(3, 3).wilson
     alone = evaluate(np.array([0.2, 0.9]), [0, 1], ["a", "a"])
     assert alone.accuracy_interval is None and alone.accuracy_wilson is not None
-
-
-def test_pairs_in_order_add_up_to_the_auc(judged: tuple[np.ndarray, ...]) -> None:
-    probabilities, labels, patients = judged
-    group = np.unique(patients, return_inverse=True)[1]
-    wins = module._wins(probabilities, labels == 1, group, 5)
-    pairs = (labels == 1).sum() * (labels == 0).sum()
-    assert wins.sum() / pairs == pytest.approx(roc_auc_score(labels, probabilities))
 
 
 def test_missing_class_has_no_auc() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
-from hnscc_qp.review.intervals import bootstrap, paired_bootstrap, proportion, weighted_auc
+from hnscc_qp.training.intervals import DrawnPatients, bootstrap, paired_bootstrap, proportion, weighted_auc
 
 
 def test_the_papers_22_of_29_prints_as_75_9_percent_with_its_interval():
@@ -94,3 +94,22 @@ def test_draws_without_the_figure_are_left_out():
     truth = [True, False, False]
     estimate = bootstrap(list("ABC"), lambda c: weighted_auc(truth, [3, 1, 2], c), resamples=200)
     assert estimate.value == 1.0 and estimate.interval == (1.0, 1.0)
+
+
+def test_windows_counted_by_patient_have_the_intervals_of_windows_drawn_one_by_one():
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 2, 200).astype(bool)
+    patients = np.repeat(list("abcde"), [100, 50, 30, 15, 5])
+    truth[patients == "d"] = False
+    scores = (truth * 0.3 + rng.random(200)).round(1)
+    drawn = DrawnPatients(patients, resamples=300)
+    auc = bootstrap(patients, lambda counts: weighted_auc(truth, scores, counts), resamples=300)
+    assert drawn.auc_interval(scores, truth) == pytest.approx(auc.interval)
+    right = (scores > 0.5) == truth
+
+    def sensitivity(counts):
+        of = counts @ truth
+        return counts @ (truth & right) / of if of else None
+
+    share = bootstrap(patients, sensitivity, resamples=300)
+    assert drawn.share_interval(right, truth) == pytest.approx(share.interval)

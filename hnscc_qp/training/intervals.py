@@ -1,7 +1,7 @@
 """Shares with exact intervals, and intervals by drawing patients with replacement.
 
-Slides of one patient are alike, so what is drawn is patients. Where two models are compared, both are
-judged on the same draws (a paired bootstrap), so that what the patients have in common cancels out.
+Slides, and windows, of one patient are alike, so what is drawn is patients. Where two models are compared,
+both are judged on the same draws (a paired bootstrap), so that what the patients have in common cancels out.
 """
 
 from __future__ import annotations
@@ -174,6 +174,41 @@ def weighted_auc(truth: ArrayLike, scores: ArrayLike, counts: ArrayLike) -> floa
     return float((positive * (below + negative / 2)).sum() / pairs)
 
 
+class DrawnPatients:
+    """Patients drawn with replacement, the same draws for every figure, where items are very many windows.
+
+    What a figure needs is counted once for each patient, or pair of patients; a draw only weighs that.
+    """
+
+    def __init__(self, groups: NDArray[Any], *, resamples: int = RESAMPLES, seed: int = 1) -> None:
+        """Draw among the patients of `groups`, (n,), whose each item is."""
+        names, self._group = np.unique(groups, return_inverse=True)
+        self._count = len(names)
+        self._drawn = draw_patients(self._count, resamples=resamples, seed=seed)
+
+    def share_interval(self, right: NDArray[np.bool_], among: NDArray[np.bool_]) -> Interval | None:
+        """95 % interval of the share of some items that is right, (n,) each; None if nothing varies."""
+        of = np.bincount(self._group[among], minlength=self._count)
+        if np.count_nonzero(of) < 2:
+            return None  # nothing varies
+        won = np.bincount(self._group[among & right], minlength=self._count)
+        return _percentiles_of_shares(self._drawn @ won, self._drawn @ of)
+
+    def auc_interval(
+        self, probabilities: NDArray[np.floating[Any]], labels: NDArray[np.bool_]
+    ) -> Interval | None:
+        """95 % interval of the AUC; draws that lack a class are left out. None if nothing varies."""
+        wins = _wins(probabilities, labels, self._group, self._count)
+        tumor, nontumor = (
+            np.bincount(self._group[side], minlength=self._count) for side in (labels, ~labels)
+        )
+        if min(np.count_nonzero(tumor), np.count_nonzero(nontumor)) < 2:
+            return None  # one patient's tumor, or one's nontumor: nothing varies
+        # A patient drawn twice counts twice on either side of each of its pairs.
+        won = np.einsum("ri,ij,rj->r", self._drawn, wins, self._drawn, optimize=True)
+        return _percentiles_of_shares(won, (self._drawn @ tumor) * (self._drawn @ nontumor))
+
+
 def _drawn(
     patients: Sequence[str],
     statistics: Sequence[Callable[[NDArray[np.int64]], float | None]],
@@ -199,3 +234,24 @@ def _percentiles(values: NDArray[Any]) -> Interval:
     rest = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(values, [rest, 100 - rest])
     return float(low), float(high)
+
+
+def _percentiles_of_shares(won: NDArray[Any], possible: NDArray[Any]) -> Interval | None:
+    some = possible > 0
+    return _percentiles(won[some] / possible[some]) if some.any() else None
+
+
+def _wins(
+    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.bool_], group: NDArray[np.intp], groups: int
+) -> NDArray[np.float64]:
+    """For tumor items of group i against nontumor items of group j: how many pairs are in order.
+
+    Ties count half. The AUC is the sum over the number of pairs (Mann and Whitney).
+    """
+    tumor, tumor_group = probabilities[labels], group[labels]
+    wins = np.zeros((groups, groups))
+    for j in range(groups):
+        others = np.sort(probabilities[~labels & (group == j)])
+        below = np.searchsorted(others, tumor, "left") + np.searchsorted(others, tumor, "right")
+        wins[:, j] = np.bincount(tumor_group, weights=below / 2, minlength=groups)
+    return wins
