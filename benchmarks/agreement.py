@@ -23,7 +23,7 @@ from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.steps import calibrate, patches, score
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 
 PAPER_SCORE = 11 / 16
 

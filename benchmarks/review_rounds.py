@@ -48,7 +48,7 @@ from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.steps import calibrate, score
 from hnscc_qp.steps.context import Context
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 from hnscc_qp.training.intervals import bootstrap, paired_bootstrap
 
 TUMOR = PathClass(("Tumor",), (200, 0, 0))

@@ -41,7 +41,7 @@ from hnscc_qp.steps import patches
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.train import train_primary
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 from hnscc_qp.training.augment import draw_stains, restain
 from hnscc_qp.training.evaluate import Figures, evaluate, predict
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_context(study: Path, *, as_json: bool, force: bool = False, weights: str | None = None) -> Context:
     """Read a study, for a step to work with."""
     from hnscc_qp.steps.context import Context
-    from hnscc_qp.study import load_study
+    from hnscc_qp.studyfile import load_study
 
     progress = render.make_progress(quiet=as_json)
     return Context(load_study(study, weights=weights), progress=progress, force=force)

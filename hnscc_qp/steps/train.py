@@ -36,11 +36,11 @@ from hnscc_qp.steps.lessons import (
     tiles_lesson,
 )
 from hnscc_qp.training.compute import is_first_process
-from hnscc_qp.training.fit import Keeping, fit
+from hnscc_qp.training.fit import fit
 from hnscc_qp.training.mine import why_no_secondary
 from hnscc_qp.training.report import FOLDER as FIGURES
 from hnscc_qp.training.report import make_report, write_report
-from hnscc_qp.training.state import STATE_FILE
+from hnscc_qp.training.state import STATE_FILE, Keeping
 
 
 def train_primary(context: Context, *, step: str = PRIMARY) -> Manifest:

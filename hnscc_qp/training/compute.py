@@ -23,6 +23,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of glibc's malloc.h."""
 _MMAPS, _TRIM_BYTES = 65536, 128 * 1024
 """glibc's own values."""
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
+"""What torch, oneDNN and the standard library say on a CPU; seen with its address space limited."""
 
 
 def processes() -> int:
@@ -99,6 +101,11 @@ def release_memory(device: torch.device) -> None:
         malloc.mallopt(_M_MMAP_MAX, _MMAPS)
         malloc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
         malloc.malloc_trim(0)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory does not hold what was wanted, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,33 +24,21 @@ from hnscc_qp.models.checkpoint import Classifier, Stage
 from hnscc_qp.models.networks import has_folded_batch_norms, unfold_batch_norms
 from hnscc_qp.progress import SILENT, Progress, Task
 from hnscc_qp.study import Training
-from hnscc_qp.training.compute import deterministic, held_memory, make_fabric, release_memory
+from hnscc_qp.training.compute import (
+    deterministic,
+    held_memory,
+    is_out_of_memory,
+    make_fabric,
+    release_memory,
+)
 from hnscc_qp.training.course import Course
 from hnscc_qp.training.evaluate import evaluate
 from hnscc_qp.training.history import Epoch, FitResult, TensorBoard, write_log
 from hnscc_qp.training.material import NO_LABEL, Batch, Material, generator_of, predict_windows
-from hnscc_qp.training.state import STATE_FILE, Position, load_state, save_state
+from hnscc_qp.training.state import Keeping, Position, load_state, save_state
 
 _BATCHES_UNSEEN = 50
 """On a GPU, batches between two looks at the loss: each look makes it wait."""
-_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
-"""What torch, oneDNN and the standard library say on a CPU; seen with its address space limited."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keeping:
-    """Where a training keeps its state and its log, and how often."""
-
-    folder: Path
-    key: str
-    """Identifies data and settings: a checkpoint with another is not gone on with."""
-    every_seconds: float = 60.0
-    """Between checkpoints; there is one after every epoch anyway."""
-
-    @property
-    def state_file(self) -> Path:
-        """The checkpoint."""
-        return self.folder / STATE_FILE
 
 
 def fit(
@@ -228,7 +215,7 @@ class _Run:
             try:
                 return self._step(part, counted)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             self._halve(len(part.pixels))
 
@@ -413,7 +400,3 @@ class _Run:
         ahead = (self.course.epochs - self.position.epoch + 1) * self.material.batches - self.position.batch
         left = min(ahead / speed, self.deadline - time.monotonic())
         return ", ".join([*parts, f"{speed:.1f} it/s", f"at most {max(1, round(left / 60))} min left"])
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)

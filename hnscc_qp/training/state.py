@@ -29,6 +29,22 @@ _FORMAT = 1
 Tensors = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where a training keeps its state and its log, and how often."""
+
+    folder: Path
+    key: str
+    """Identifies data and settings: a checkpoint with another is not gone on with."""
+    every_seconds: float = 60.0
+    """Between checkpoints; there is one after every epoch anyway."""
+
+    @property
+    def state_file(self) -> Path:
+        """The checkpoint."""
+        return self.folder / STATE_FILE
+
+
 @dataclass(slots=True)
 class Position:
     """How far a training is."""

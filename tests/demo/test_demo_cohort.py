@@ -20,7 +20,7 @@ from hnscc_qp.errors import StudyError
 from hnscc_qp.progress import SILENT
 from hnscc_qp.qupath.objects import PathObject
 from hnscc_qp.qupath.project import Project, open_project
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 
 _SIZE_UM = (480, 400)
 _PLAN = NodePlan(

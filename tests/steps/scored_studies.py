@@ -15,7 +15,7 @@ from hnscc_qp.scoring.score_map import ScoreMap, write_score_map
 from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.patches import make_patches
 from hnscc_qp.steps.scorejob import score_map_file
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 
 GRID = Grid.of_method(SIZE, PixelSize(Mpp(1.0), Mpp(1.0)))
 Votes = Mapping[tuple[int, int, int, int], int]

@@ -13,7 +13,8 @@ from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.networks import WindowClassifier
 from hnscc_qp.progress import SILENT
 from hnscc_qp.steps.context import Context
-from hnscc_qp.study import Training, load_study
+from hnscc_qp.study import Training
+from hnscc_qp.studyfile import load_study
 
 FOLDER = "generations/001"
 

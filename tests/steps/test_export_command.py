@@ -30,7 +30,7 @@ from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.export import Target, export_study
 from hnscc_qp.steps.patches import make_patches
 from hnscc_qp.steps.regions import region_file
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "review"))
 from drawncomparison import drawn_comparison

@@ -19,7 +19,7 @@ from hnscc_qp.qupath import jvm
 from hnscc_qp.qupath.project import open_project
 from hnscc_qp.slides.reader import open_slide
 from hnscc_qp.steps import new
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 
 ORIGIN = (96, 64)
 PIXELS = np.random.default_rng(2).integers(0, 256, (400, 600, 3), dtype=np.uint8)

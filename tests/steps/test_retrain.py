@@ -20,7 +20,7 @@ from hnscc_qp.review.verdicts import Verdict, VerdictKind
 from hnscc_qp.steps import retrain, run
 from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.promote import sole_builder
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 
 COPIED = {
     "train_primary": "primary",

@@ -18,7 +18,7 @@ from hnscc_qp.patches.stored import Part
 from hnscc_qp.progress import SILENT
 from hnscc_qp.qupath.geojson import write_geojson
 from hnscc_qp.steps.context import Context
-from hnscc_qp.study import load_study
+from hnscc_qp.studyfile import load_study
 
 LABEL = ["x_px", "y_px", "slide", "label", "reason", "side"]
 

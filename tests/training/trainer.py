@@ -19,9 +19,10 @@ from hnscc_qp.models.dense import DenseClassifier
 from hnscc_qp.models.networks import WindowClassifier
 from hnscc_qp.study import DenseRecipe, Training, WindowRecipe
 from hnscc_qp.training.compute import is_first_process
-from hnscc_qp.training.fit import Keeping, fit
+from hnscc_qp.training.fit import fit
 from hnscc_qp.training.history import FitResult
 from hnscc_qp.training.material import DenseMaterial, Material, WindowMaterial
+from hnscc_qp.training.state import Keeping
 
 CPU = torch.device("cpu")
 
