@@ -8,8 +8,8 @@ reviewed their status. Everything else is the command line: `run`, then in each 
 `retrain --promote` and `push`. A slide is known to training once it was reviewed, some from the start.
 
 The control gets the same commands, as often, on a copy of the project that nobody reviews: the same number of
-iterations, on what was known at the start. Both are judged on slides of patients that no round shows. What is
-done is not done twice: the same command goes on, and prints the table of what there is.
+iterations, on what was known at the start. Both are judged on slides of patients that no round shows, see
+`roundfigures.py`. What is done is not done twice: the same command goes on, and prints what there is.
 """
 
 from __future__ import annotations
@@ -22,43 +22,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid5
 
-import numpy as np
 import shapely
+from roundfigures import TUMOR, Case, annotation, outlines, report
 from shapely.geometry.base import BaseGeometry
 
 from hnscc_qp.demo import draw_cohort
-from hnscc_qp.generation import Generation, current_generation
-from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX
+from hnscc_qp.generation import current_generation
 from hnscc_qp.progress import SILENT
 from hnscc_qp.qupath.create import NewImage, create_project
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
-from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject, RoiKind
+from hnscc_qp.qupath.objects import ObjectType, PathClass, PathObject
 from hnscc_qp.qupath.project import open_project
-from hnscc_qp.review.gate import FIGURES as GATE
-from hnscc_qp.review.gate import SlideOutcome
-from hnscc_qp.review.outcome import slide_outcome
-from hnscc_qp.scoring.score_map import read_score_map
-from hnscc_qp.scoring.threshold import votes_for
-from hnscc_qp.slides.tissue import find_tissue
-from hnscc_qp.steps import calibrate, score
-from hnscc_qp.steps.context import Context
 from hnscc_qp.studyfile import load_study
-from hnscc_qp.training.intervals import bootstrap, paired_bootstrap
 
-TUMOR = PathClass(("Tumor",), (200, 0, 0))
 REJECTED = PathClass(("AI", "Rejected"), (128, 128, 128))
 REVIEWER = "simulated"
 ACCEPT, REJECT = 0.85, 0.10
 """The share of a detection in true tumor from which it is accepted, and up to which it is rejected."""
 SMALLEST_MISSED_UM2 = 2_500
 ROUNDS = 3
-_SPACE = UUID(int=8)
 
 STUDY = """\
 name = "{name}"
@@ -79,6 +64,7 @@ per_class = 2000
 
 [training]
 recipe = "dense"
+seed = {seed}
 weights = {weights}
 input_px = 32
 
@@ -92,26 +78,11 @@ learning_rate = {learning_rate}
 
 [mining]
 stride_px = 20
+keep_secondary = "{keep}"
+
+[scoring]
+probabilities = true
 """
-
-
-@dataclass(frozen=True)
-class Case:
-    """A slide with its truth and its part in the play."""
-
-    name: str
-    slide: Path
-    size: tuple[int, int]
-    pixel_size: Any
-    truth: BaseGeometry
-    """True tumor, in QuPath px; empty on a negative slide."""
-    part: str
-    """`train`, `validation` and `test` are known from the start, `round 1` and later ones once reviewed."""
-
-    @property
-    def positive(self) -> bool:
-        """Whether there is tumor."""
-        return not self.truth.is_empty
 
 
 def main() -> None:
@@ -123,7 +94,11 @@ def main() -> None:
     parser.add_argument("--fold", type=int, choices=(0, 1), default=0, help="camelyon: which half tests")
     parser.add_argument("--weights", default="none", help="pretrained weights, or none")
     parser.add_argument("--tiles", type=int, default=160, help="tiles of each of the first four epochs")
-    parser.add_argument("--later-tiles", type=int, default=120, help="tiles of each later training")
+    parser.add_argument(
+        "--later-tiles", type=int, default=240, help="tiles of each later training of a stage"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the trainings")
+    parser.add_argument("--keep-secondary", choices=("if_better", "always"), default="if_better")
     parser.add_argument("--learning-rate", type=float, default=0.3, help="factor in fine-tuning")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further round after so long")
     asked = parser.parse_args()
@@ -160,7 +135,7 @@ def main() -> None:
             "generation": current_generation(load_study(folder)).name,
         }
         (folder / f"round-{number}.json").write_text(json.dumps(note))
-    report(asked.folder, cases)
+    report(asked.folder, cases, rounds=ROUNDS)
 
 
 def play_round(folder: Path, number: int, cases: Sequence[Case]) -> None:
@@ -273,30 +248,18 @@ def make_study(folder: Path, cases: Sequence[Case], asked: argparse.Namespace) -
             weights=json.dumps(weights),
             tiles=asked.tiles,
             learning_rate=asked.learning_rate,
+            seed=asked.seed,
+            keep=asked.keep_secondary,
         )
     )
 
 
-def outlines(case: Case) -> list[PathObject]:
-    """The truth as annotations, one for each piece."""
-    return [annotation(part, case.name) for part in shapely.get_parts(case.truth) if part.area > 0]
-
-
-def annotation(roi: BaseGeometry, name: str, *, accepted: PathObject | None = None) -> PathObject:
-    """Tumor, drawn by hand or taken over from a detection, whose id it keeps."""
-    notes = {}
-    if accepted is not None:
-        notes = {"AI origin": str(accepted.id), "AI reviewer": REVIEWER, "AI reviewed at": now()}
-    return PathObject(
-        type=ObjectType.ANNOTATION,
-        roi=roi,
-        roi_kind=RoiKind.GEOMETRY,
-        area_px=roi.area,
-        id=accepted.id if accepted else uuid5(_SPACE, name + roi.wkt),
-        name="from AI" if accepted else None,
-        path_class=TUMOR,
-        metadata=notes,
-    )
+def taken_over(item: PathObject, roi: BaseGeometry) -> PathObject:
+    """A detection as the annotation that a pathologist makes of it: it keeps the id."""
+    notes = {"AI origin": str(item.id), "AI reviewer": REVIEWER, "AI reviewed at": now()}
+    drawn = annotation(roi, "")
+    values = {name: getattr(drawn, name) for name in PathObject.__slots__}
+    return PathObject(**(values | {"id": item.id, "name": "from AI", "metadata": notes}))
 
 
 def review(folder: Path, number: int, cases: Sequence[Case]) -> dict[str, int]:
@@ -322,14 +285,14 @@ def review(folder: Path, number: int, cases: Sequence[Case]) -> dict[str, int]:
                 there.append(_as(item, path_class=REJECTED, name=verdict))
                 said["rejected"] += 1
             elif new and inside >= ACCEPT:
-                there.append(annotation(item.roi, case.name, accepted=item))
+                there.append(taken_over(item, item.roi))
                 covered.append(item.roi)
                 said["accepted"] += 1
             elif new:
                 touched = [p for p in shapely.get_parts(case.truth) if p.intersects(item.roi)]
                 outline = shapely.union_all(touched).difference(shapely.union_all(covered).buffer(0.5))
                 if outline.area > SMALLEST_MISSED_UM2:
-                    there.append(annotation(outline, case.name, accepted=item))
+                    there.append(taken_over(item, outline))
                     covered.append(outline)
                     said["redrawn"] += 1
             else:
@@ -357,132 +320,6 @@ def _as(item: PathObject, **changed: Any) -> PathObject:
 def now() -> str:
     """UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A test slide's outcome, and what of it is false."""
-
-    outcome: SlideOutcome
-    false_um2: float
-    """Found farther from true tumor than a window reaches: what is nearer, windows with tumor may cover."""
-    free_um2: float
-    """Tissue so far from true tumor."""
-
-
-def outcomes(folder: Path, generation: str, cases: Sequence[Case]) -> list[Tested]:
-    """What a generation makes of the test slides, by the truth."""
-    study = load_study(folder)
-    context = Context(study, progress=SILENT, at=Generation(study.root / "generations" / generation))
-    calibrated = context.generation.need(calibrate.STEP, command="calibrate")
-    calls = {slide["image"]: slide["call"] for slide in calibrated["slides"]}
-    threshold = float(calibrated["counts"]["threshold score"])
-    found = []
-    for image, case in zip(context.project.images, cases, strict=True):
-        if case.part != "test":
-            continue
-        score_map = read_score_map(score.score_map_file(context, image))
-        judge = partial(
-            slide_outcome,
-            tissue=find_tissue(context.open_as_scanned(image), score_map.grid),
-            entry_id=image.entry_id,
-            image=image.name,
-            patient=case.name,
-            positive=case.positive,
-            call=calls[image.name],
-            classes=study.classes,
-            settings=study.patches,
-        )
-        threshold_votes = votes_for(threshold, score_map.max_level)
-        window_px = WINDOW_PX * WINDOW_MPP / case.pixel_size.x
-        around = [annotation(case.truth.buffer(window_px), case.name)] if case.positive else []
-        tissue = replace(score_map, votes=(score_map.coverage > 0).astype(np.uint8))
-        found.append(
-            Tested(
-                judge(score_map, outlines(case), threshold_votes=threshold_votes),
-                judge(score_map, around, threshold_votes=threshold_votes).false_um2,
-                judge(tissue, around, threshold_votes=1).false_um2,
-            )
-        )
-    return found
-
-
-def false_per_mm2(slides: Sequence[Tested], counts: Any) -> float | None:
-    """False-positive area in µm² by mm² of tissue that no window with tumor reaches."""
-    false = sum(n * one.false_um2 for n, one in zip(counts, slides, strict=True))
-    free = sum(n * one.free_um2 for n, one in zip(counts, slides, strict=True))
-    return float(false / free * 1e6) if free else None
-
-
-def area_sensitivity(slides: Sequence[Tested], counts: Any) -> float | None:
-    """Share of the true tumor's area that is found."""
-    truth = sum(n * one.outcome.truth_um2 for n, one in zip(counts, slides, strict=True))
-    both = sum(n * one.outcome.both_um2 for n, one in zip(counts, slides, strict=True))
-    return float(both / truth) if truth else None
-
-
-def _of_outcomes(figure: Any) -> Any:
-    return lambda slides, counts: figure([one.outcome for one in slides])(counts)
-
-
-FIGURES: dict[str, Any] = {
-    "false µm² per mm²": false_per_mm2,
-    "area sensitivity": area_sensitivity,
-    "slide sensitivity": _of_outcomes(GATE["sensitivity"]),
-    "slide specificity": _of_outcomes(GATE["specificity"]),
-    "Dice": _of_outcomes(GATE["dice"]),
-    "FROC": _of_outcomes(GATE["froc"]),
-}
-
-
-def report(folder: Path, cases: Sequence[Case]) -> None:
-    """Print each generation's figures on the test slides, and what review differs by from the control."""
-    kept: dict[tuple[str, int], list[Tested]] = {}
-    for arm in ("start", "review", "control"):
-        for number in range(ROUNDS + 1):
-            note = folder / arm / f"round-{number}.json"
-            if not note.exists() or (arm != "start" and number == 0):
-                continue
-            value = json.loads(note.read_text())
-            slides = kept[arm, number] = outcomes(folder / arm, value["generation"], cases)
-            patients = [one.outcome.patient for one in slides]
-            figures = []
-            for name, figure in FIGURES.items():
-                estimate = bootstrap(patients, lambda n, f=figure, s=slides: f(s, n))
-                figures.append(f"{name} {_text(name, estimate)}")
-            said = folder / arm / f"said-{number}.json"
-            words = f"  {said.read_text()}" if said.exists() else ""
-            print(f"{arm:8} {number}  {value['seconds']:4} s  " + ", ".join(figures) + words)  # noqa: T201
-            decided = folder / arm / "generations" / value["generation"] / "decision.json"
-            if decided.exists():
-                decision = json.loads(decided.read_text())
-                print(f"            the gate: {decision['passed']}, {decision['reason']}")  # noqa: T201
-    for number in range(1, ROUNDS + 1):
-        if ("review", number) not in kept or ("control", number) not in kept:
-            continue
-        one, other = kept["control", number], kept["review", number]
-        patients = [slide.outcome.patient for slide in one]
-        for name, figure in FIGURES.items():
-            gain = paired_bootstrap(
-                patients, lambda n, f=figure, s=one: f(s, n), lambda n, f=figure, s=other: f(s, n)
-            )
-            if gain and gain.interval:
-                low, high = gain.interval
-                digits = 0 if "µm²" in name else 3
-                print(  # noqa: T201
-                    f"round {number}, review against control: {name} {gain.difference:+.{digits}f} "
-                    f"({low:+.{digits}f} to {high:+.{digits}f})"
-                )
-
-
-def _text(name: str, estimate: Any) -> str:
-    if estimate is None:
-        return "-"
-    digits = 0 if "µm²" in name else 3
-    interval = (
-        "" if estimate.interval is None else " ({:.{d}f} to {:.{d}f})".format(*estimate.interval, d=digits)
-    )
-    return f"{estimate.value:.{digits}f}{interval}"
 
 
 if __name__ == "__main__":

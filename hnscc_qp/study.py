@@ -253,6 +253,10 @@ class Mining(_Settings):
     always, or never (the paper)."""
     min_false_positives: Annotated[int, Field(ge=2)] = 64
     """With fewer, no secondary is trained and the cascade is the primary alone."""
+    keep_secondary: Literal["if_better", "always"] = "if_better"
+    """`if_better`: a secondary is used if on validation it leaves fewer false positives than the primary
+    alone, called so strictly that it finds as much tumor; else, or with too few windows to tell, the
+    cascade is the primary alone. `always`: the paper's."""
 
 
 class Scoring(_Settings):

@@ -210,8 +210,9 @@ def _model(manifest: Manifest) -> None:
     if not counts["trained"]:
         render.print_line(f"{manifest['step']}: not trained")
         return
+    unused = "" if counts.get("kept", True) else "; not used, see below"
     render.print_table(
-        f"{manifest['step']} model: best of {counts['epochs']} epochs was {counts['best epoch']}",
+        f"{manifest['step']} model: best of {counts['epochs']} epochs was {counts['best epoch']}{unused}",
         ["side", "windows", "accuracy", "AUC", "95 % interval (patients)"],
         [
             (

@@ -57,6 +57,7 @@ batch_size = 64
 
 [mining]
 stride_px = 10      # few negative slides: look closely
+keep_secondary = "always"   # as the paper; so few drawn slides could not prove that it is worth its place
 """
 """The demo's study file; `projects/demo/study.toml` shows the same to readers of the repository."""
 

@@ -68,6 +68,7 @@ def save_model(
     temperature: float = 1.0,
     temperature_reason: str = "not fitted",
     stain: Mapping[str, Any] | None = None,
+    use: str | None = None,
 ) -> ModelCard:
     """Write weights, then the card, which holds the weights' hash: a card never describes other weights.
 
@@ -85,6 +86,7 @@ def save_model(
         temperature: see `training.probabilities`.
         temperature_reason: where it comes from.
         stain: how the slides were normalised, if they were.
+        use: of a secondary, whether it is part of the cascade, and why.
 
     Raises:
         StorageError: it can't be written.
@@ -111,6 +113,7 @@ def save_model(
         temperature=temperature,
         temperature_reason=temperature_reason,
         stain=None if stain is None else dict(stain),
+        use=use,
         device=device,
         seconds=round(seconds, 2),
         versions=versions(),

@@ -58,6 +58,8 @@ class ModelCard(BaseModel):
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it before they are shown as a probability; no call changes by that."""
     temperature_reason: str = "not fitted"
+    use: str | None = None
+    """Of a secondary: whether it is part of the cascade, and why; None if an older version did not ask."""
     device: str
     seconds: float
     versions: dict[str, str]
@@ -81,6 +83,8 @@ def _lines(card: ModelCard) -> Iterator[str]:
     yield f"# {card.stage.capitalize()} model: {card.network}, {card.recipe} recipe"
     yield from ("", f"**{RESEARCH_USE_ONLY}**", "")
     yield from ("## What it is for", "", card.intended_use, "")
+    if card.use:
+        yield from (f"{card.use[0].upper()}{card.use[1:]}.", "")
     yield from ("## Limits", "", card.limits, "")
     yield from ("## Figures", "")
     yield from _figures(card.figures)

@@ -37,6 +37,7 @@ from hnscc_qp.review.exports import (
 from hnscc_qp.steps import patches, regions
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.steps.secondaryuse import is_used
 from hnscc_qp.steps.train import cascade_hash
 
 STEP = "export"
@@ -221,7 +222,7 @@ def _stages(context: Context, inputs: dict[str, str]) -> Stages:
     primary, card = load_model(context.generation.step(PRIMARY))
     cards = [card]
     secondary = None
-    if second["counts"]["trained"]:
+    if is_used(second):
         secondary, card = load_model(context.generation.step(SECONDARY))
         cards.append(card)
     inputs |= {f"{card.stage} model": card.sha256 for card in cards}

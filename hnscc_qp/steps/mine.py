@@ -49,6 +49,7 @@ def mine_negatives(context: Context) -> Manifest:
     members = split.by_entry
     wanted = [image for image in context.project.images if _is_mined(context, image, members)]
     settings = context.study.settings("mining", "scoring") | {"stain": context.stain}
+    del settings["mining"]["keep_secondary"]  # it decides nothing here
     inputs = trained["outputs"] | {"split": split.seal}
     if context.study.training.recipe == "dense":
         # Its tumor windows come from there.

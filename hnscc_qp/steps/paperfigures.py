@@ -30,6 +30,7 @@ from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.slides.reader import Slide
 from hnscc_qp.steps.context import Context
+from hnscc_qp.steps.secondaryuse import is_used
 from hnscc_qp.steps.table2 import TABLE, write_table
 
 _DELINEATED = 6
@@ -57,9 +58,10 @@ def draw_slide_figures(context: Context, comparison: Comparison, folder: Path) -
 
 
 def copy_confusion(context: Context, folder: Path) -> None:
-    """Figures S1 and S2: the confusion matrices that training drew."""
+    """Figures S1 and S2: the confusion matrices that training drew of the models in use."""
     for stage, name in (("primary", "figureS1-primary"), ("secondary", "figureS2-secondary")):
-        for suffix in (".png", ".svg"):
+        manifest = context.generation.manifest(stage)
+        for suffix in (".png", ".svg") if manifest and is_used(manifest) else ():
             source = context.generation.step(stage) / "figures" / f"confusion{suffix}"
             if source.is_file():
                 with atomic_path(folder / f"{name}{suffix}") as partial:

@@ -35,6 +35,7 @@ from hnscc_qp.steps.lessons import (
     patches_lesson,
     tiles_lesson,
 )
+from hnscc_qp.steps.secondaryuse import decide_use, is_used
 from hnscc_qp.training.compute import is_first_process
 from hnscc_qp.training.fit import fit
 from hnscc_qp.training.mine import why_no_secondary
@@ -69,9 +70,11 @@ def train_primary(context: Context, *, step: str = PRIMARY) -> Manifest:
 def train_secondary(context: Context) -> Manifest:
     """Train the secondary on the primary's false positives and as many tumor patches (§2.4).
 
-    With too few false positives nothing is trained, and one that learnt to call nothing tumor is not
-    kept: the manifest says so, and the cascade is the primary alone. Where training starts from
-    scratch, the secondary starts from the primary: a few hundred patches are not enough for random weights.
+    With too few false positives nothing is trained, and one that learnt to call nothing tumor is thrown
+    away. One that is no better than a stricter primary is not used (`mining.keep_secondary`), but the next
+    generation's may start from it. The manifest says so, and the cascade is the primary alone. Where
+    training starts from scratch, the secondary starts from the primary: a few hundred patches are not enough
+    for random weights.
 
     Raises:
         StepError: there are no hard negatives yet.
@@ -86,7 +89,7 @@ def train_secondary(context: Context) -> Manifest:
         dense = context.study.training.recipe == "dense"
         lesson = hard_tiles_lesson if dense else hard_patches_lesson
         return _train(context, SECONDARY, step=SECONDARY, inputs=inputs, learn=lambda: lesson(context))
-    settings = _settings(context)
+    settings = _settings(context, SECONDARY)
     if done := context.finished(SECONDARY, settings, inputs):
         return done
     return _do_without(context, settings, inputs, reason, started=time.time())
@@ -126,7 +129,7 @@ def load_cascade(context: Context) -> tuple[AnyCascade, dict[str, str]]:
     second = context.generation.need(SECONDARY, command=f"{command} {SECONDARY}")
     primary, card = load_model(context.generation.step(PRIMARY), stain=context.stain)
     hashes = {"primary model": card.sha256}
-    if not second["counts"]["trained"]:
+    if not is_used(second):
         return make_cascade(primary, None), hashes
     secondary, card = load_model(context.generation.step(SECONDARY), stain=context.stain)
     return make_cascade(primary, secondary), hashes | {"secondary model": card.sha256}
@@ -141,7 +144,7 @@ def _train(
     context: Context, stage: Stage, *, step: str, inputs: Mapping[str, str], learn: Callable[[], Lesson]
 ) -> Manifest:
     started = time.time()
-    settings = _settings(context)
+    settings = _settings(context, stage)
     inputs = {**inputs, **weights_before(context, stage)}
     done = context.finished(step, settings, inputs)
     if done and not done["counts"].get("out of time"):
@@ -172,8 +175,10 @@ def _train(
             "the secondary takes no tumor window of validation for tumor: the cascade is the primary alone"
         )
         return _do_without(context, settings, inputs, reason, started=started)
+    use, why_used = decide_use(context, lesson, predictions, device) if stage == SECONDARY else ({}, None)
     counts = {
         "trained": True,
+        **use,
         "epochs": len(result.history),
         "best epoch": result.best_epoch,
         "out of time": result.out_of_time,
@@ -181,12 +186,15 @@ def _train(
         "figures": figures,
     }
     notes = []
+    if why_used:
+        notes.append(why_used)
+        (context.progress.say if use["kept"] else context.progress.warn)(why_used)
     if result.out_of_time:
         notes.append(
             f"stopped by --max-minutes after {result.seconds / 60:.1f} min, the best weights so far are "
             "kept; the same command goes on from there"
         )
-        context.progress.warn(notes[0])
+        context.progress.warn(notes[-1])
     if not is_first_process():  # the first one writes
         return make_manifest(step=step, settings=settings, inputs=inputs, counts=counts, started=started)
     card = save_model(
@@ -202,6 +210,7 @@ def _train(
         temperature_reason=report.temperature.reason,
         device=str(device),
         stain=_stain_learnt(context),
+        use=why_used,
         seconds=result.seconds,
     )
     write_json(folder / "history.json", result.as_json())
@@ -267,10 +276,12 @@ def _same_network(context: Context) -> bool:
     return load_card(context.generation.step(PRIMARY)).network == context.study.training.network
 
 
-def _settings(context: Context) -> dict[str, Any]:
+def _settings(context: Context, stage: Stage) -> dict[str, Any]:
     """The recipe, without the table of the other; a weights file counts by its content, wherever it lies."""
     training = context.study.training
     settings = context.study.settings("mining") | {"training": training.in_use()}
+    if stage == PRIMARY:
+        del settings["mining"]["keep_secondary"]  # it decides nothing here
     if training.weights not in ("imagenet", "none"):
         settings["training"]["weights"] = weights_origin(training.network, training.weights)
     return settings

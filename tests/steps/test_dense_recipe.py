@@ -23,9 +23,13 @@ import hnscc_qp
 from hnscc_qp.geometry import WINDOW_MPP, Mpp, PixelSize, Region
 from hnscc_qp.models.checkpoint import load_model, save_model
 from hnscc_qp.patches.labels import Label
+from hnscc_qp.progress import SILENT
 from hnscc_qp.slides.reader import open_slide
+from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.lessons import as_long_as
+from hnscc_qp.steps.train import load_cascade
 from hnscc_qp.study import DenseRecipe, Training
+from hnscc_qp.studyfile import load_study
 
 DENSE = (
     STUDY[: STUDY.index("[training]")]
@@ -163,12 +167,47 @@ def test_mined_tiles_count_false_positives_and_as_many_tumor_windows_only(study:
         assert {0, 1} & set(np.unique(label).tolist()) == {int(positive)}
         if not positive:  # every 20 px
             assert (np.argwhere(label == 0) % 2 == 0).all()
+
+
+def called_tumor(folder: Path, model: Path) -> list[np.ndarray]:
+    """Of the validation windows that a secondary is judged on, nontumor and tumor: what a model calls."""
+    classifier, _ = load_model(model)
+    labels = np.load(step(folder, "mine") / "development" / "labels.npy")
+    pixels = np.load(step(folder, "mine") / "development" / "tiles.npy")
+    found: list[list[np.ndarray]] = [[], []]
+    for one, label, row in zip(pixels, labels, rows(folder, "mine", "development"), strict=True):
+        if row["side"] == "validation":
+            with torch.inference_mode():
+                logits = classifier(torch.from_numpy(one).permute(2, 0, 1)[None])[0].numpy()
+            for value in (0, 1):
+                found[value].append((logits[1] > logits[0])[label == value])
+    return [np.concatenate(some) for some in found]
+
+
+def test_secondary_is_used_only_where_it_is_worth_it_and_that_is_said(
+    study: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_it_call_everything_tumor(study.parent)
+    assert call("mine", study) == 0
     assert call("train", study, "--stage", "secondary") == 0
     done = manifest(study.parent, "secondary")
-    if done["counts"]["trained"]:
-        assert json.loads((step(study.parent, "secondary") / "model.json").read_text())["recipe"] == "dense"
-    else:
+    places = [step(study.parent, name) for name in ("primary", "secondary")]
+    if not done["counts"]["trained"]:
         assert "takes no tumor window" in done["notes"][0]
+        pytest.fail("the secondary learnt nothing; choose another seed")
+    card = json.loads((places[1] / "model.json").read_text())
+    assert card["recipe"] == "dense" and card["use"] == done["notes"][0]
+    beside = done["counts"]["beside a stricter primary"]
+    (false, true), (false_too, true_too) = (called_tumor(study.parent, place) for place in places)
+    assert (beside["primary_true"], beside["primary_false"]) == (true.sum(), false.sum())
+    assert (beside["cascade_true"], beside["cascade_false"]) == (
+        (true & true_too).sum(),
+        (false & false_too).sum(),
+    )
+    assert done["counts"]["kept"] is beside["better"]
+    assert done["notes"][0] in " ".join(capfd.readouterr().out.split())
+    cascade, models = load_cascade(Context(load_study(study), progress=SILENT))
+    assert (cascade.secondary is not None) == ("secondary model" in models) == done["counts"]["kept"]
 
 
 def test_secondary_is_not_shown_a_few_pieces_for_as_long_as_the_primary_is_shown_many() -> None:
