@@ -8,6 +8,7 @@ maxima, as the score map.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from numpy.typing import NDArray
 
 from hnscc_qp.errors import ScoreMapError
 from hnscc_qp.files import atomic_path
-from hnscc_qp.scoring.score_map import TILE_PX, ScoreMap, pyramid
+from hnscc_qp.scoring.score_map import TILE_PX, ScoreMap, pyramid, uuid_of
 
 _CHANNELS = ("primary", "secondary")
-_UUID = "urn:uuid:00000000-0000-0000-0000-000000000000"
 
 
 def write_probabilities(path: Path, probabilities: NDArray[np.float16], score_map: ScoreMap) -> None:
@@ -29,6 +29,7 @@ def write_probabilities(path: Path, probabilities: NDArray[np.float16], score_ma
     block_um = float(grid.mpp * grid.step_px)
     stages = len(probabilities)
     levels = pyramid(probabilities.astype(np.float32))
+    content = json.dumps(dict(score_map.provenance), sort_keys=True).encode() + levels[0].tobytes()
     layout: dict[str, Any] = {
         "photometric": "minisblack",
         "tile": (TILE_PX, TILE_PX),
@@ -46,7 +47,7 @@ def write_probabilities(path: Path, probabilities: NDArray[np.float16], score_ma
                 "axes": "CYX",
                 "Name": "hnscc-qp P(tumor) of windows",
                 "Creator": "hnscc-qp",
-                "UUID": _UUID,
+                "UUID": uuid_of(content),
                 "Channel": {"Name": list(_CHANNELS[:stages])},
                 "PhysicalSizeX": block_um,
                 "PhysicalSizeXUnit": "µm",

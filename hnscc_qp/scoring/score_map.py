@@ -105,8 +105,7 @@ def write_score_map(path: Path, score_map: ScoreMap) -> None:
                 "axes": "CYX",
                 "Name": "hnscc-qp score map",
                 "Creator": "hnscc-qp",
-                # A random one would make each file another.
-                "UUID": str(uuid.uuid5(_UUID_SPACE, hashlib.sha256(content).hexdigest())),
+                "UUID": uuid_of(content),
                 "Channel": {"Name": list(_CHANNELS)},
                 "PhysicalSizeX": block_um,
                 "PhysicalSizeXUnit": "µm",
@@ -159,6 +158,11 @@ def read_score_map(path: Path) -> ScoreMap:
     # A damaged TIFF fails in many ways: in tifffile, in the codec, in the XML, in a missing value.
     except Exception as error:
         raise ScoreMapError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def uuid_of(content: bytes) -> str:
+    """Of an OME-TIFF, by what it holds: a random one would make each file another."""
+    return str(uuid.uuid5(_UUID_SPACE, hashlib.sha256(content).hexdigest()))
 
 
 def pyramid(level: NDArray[V]) -> list[NDArray[V]]:
