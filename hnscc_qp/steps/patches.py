@@ -103,6 +103,7 @@ def make_patches(context: Context) -> Manifest:
         [image.entry for image in cohort.images], label, doing="labelling windows", workers=context.workers
     )
     quotas = _share_out(context, list(labelled.values()))
+    bare = _bare_sides(context, list(labelled.values()), quotas)
 
     entries = [one.image.entry for one in labelled.values() if any(quotas[key] for key in _keys(one))]
     threads = max(1, context.workers // len(entries))
@@ -130,7 +131,7 @@ def make_patches(context: Context) -> Manifest:
         counts=_counts(labelled, cuts),
         started=started,
         failed=cohort.failed | cant_label | cant_cut,
-        notes=[*cohort.notes, *late, *_remarks(labelled), *lost],
+        notes=[*cohort.notes, *late, *_remarks(labelled), *bare, *lost],
     )
     write_manifest(folder, manifest)
     shutil.rmtree(parts, ignore_errors=True)
@@ -225,6 +226,29 @@ def _share_out(context: Context, labelled: list[_Labelled]) -> Quotas:
             "annotate slides of more patients, or give positive and negative slides a status"
         )
     return quotas
+
+
+def _bare_sides(context: Context, labelled: Sequence[_Labelled], quotas: Quotas) -> list[str]:
+    """Say of each side that gives no patches, as there are as many of each class, which class it lacks."""
+    notes = []
+    for side in Side:
+        here = [one for one in labelled if one.image.side is side]
+        if any(quotas[key] for one in here for key in _keys(one)):
+            continue
+        lacks = [
+            f"no {label.name.lower()} window"
+            for label in _SAMPLED
+            if not any(one.supply.windows.get(label) for one in here)
+        ]
+        patients = len({one.image.case.patient for one in here})
+        if not lacks:
+            lacks = [f"windows of both classes, but per_class = {context.study.patches.per_class} takes none"]
+        notes.append(
+            f"{side} gives no patches: its {patients} patients have {' and '.join(lacks)}; annotate slides "
+            "of more patients, or change the split's seed or shares"
+        )
+        context.progress.warn(notes[-1])
+    return notes
 
 
 def _keys(one: _Labelled) -> list[tuple[str, Label]]:

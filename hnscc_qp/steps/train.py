@@ -195,6 +195,12 @@ def _train(
             "kept; the same command goes on from there"
         )
         context.progress.warn(notes[-1])
+    if figures[str(Side.VALIDATION)]["auc_interval"] is None:
+        notes.append(
+            "fewer than two patients of validation have tumor, or nontumor: its figures have no interval and "
+            "may be chance; annotate slides of more patients"
+        )
+        context.progress.warn(notes[-1])
     if not is_first_process():  # the first one writes
         return make_manifest(step=step, settings=settings, inputs=inputs, counts=counts, started=started)
     card = save_model(

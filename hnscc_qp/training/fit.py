@@ -69,21 +69,29 @@ def fit(
     """
     # Dropout draws from torch's own generators; they are given back as they were.
     cuda = [device] if device.type == "cuda" else []
-    with (
-        held_memory(device),
-        deterministic(settings.deterministic),
-        torch.random.fork_rng(devices=cuda),
-    ):
-        run = _Run(
-            classifier,
-            material,
-            settings=settings,
-            device=device,
-            stage=stage,
-            keeping=keeping,
-            progress=progress,
-        )
-        return run.to_the_end(max_minutes)
+    try:
+        with (
+            held_memory(device),
+            deterministic(settings.deterministic),
+            torch.random.fork_rng(devices=cuda),
+        ):
+            run = _Run(
+                classifier,
+                material,
+                settings=settings,
+                device=device,
+                stage=stage,
+                keeping=keeping,
+                progress=progress,
+            )
+            return run.to_the_end(max_minutes)
+    except RuntimeError as error:  # while judging, say, where nothing is halved
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"the memory of {device} is too small for this training; set a smaller input_px in [training], "
+            "or let nothing else use that memory"
+        ) from error
 
 
 class _Run:
@@ -104,10 +112,11 @@ class _Run:
         self.keeping, self.progress = keeping, progress
         self.fabric: Fabric = make_fabric(device, settings)
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
-        if self.world > material.batch_size:
+        self.least = 1 if classifier.recipe == "dense" else 2  # batch norms need two values
+        if material.batch_size // self.world < self.least:
             raise TrainingError(
-                f"a batch of {material.batch_size} can't be shared by {self.world} processes; "
-                f"set batch_size to {self.world} or more, or start fewer"
+                f"a batch of {material.batch_size} can't be shared by {self.world} processes; start fewer, "
+                f"or set batch_size to {self.world * self.least} or more where there are so many pictures"
             )
         self.device = self.fabric.device
         classifier.to(self.device)
@@ -236,9 +245,8 @@ class _Run:
         return total
 
     def _halve(self, pictures: int) -> None:
-        least = 1 if self.classifier.recipe == "dense" else 2  # batch norms need two values
         pieces = self.position.pieces * 2
-        if self.world > 1 or pictures // pieces < least:
+        if self.world > 1 or pictures // pieces < self.least:
             raise TrainingError(
                 f"{-(-pictures // self.position.pieces)} pictures at once do not fit into the memory of "
                 f"{self.device}; set a smaller batch_size, tile_px or input_px in [training]"

@@ -48,7 +48,7 @@ class Material(Protocol):
     batches: int
     """Per epoch."""
     batch_size: int
-    """Pictures in a batch, about."""
+    """Pictures in a batch, at least."""
 
     def epoch(self, number: int, *, first: int = 0) -> Iterator[Batch]:
         """Batches of an epoch, counted from 1, from the batch `first` on."""
@@ -103,10 +103,11 @@ class WindowMaterial:
         self._target = target[torch.from_numpy(train_idx)].to(device)
         self._validation = torch.from_numpy(pixels[validation_idx])
         self.targets: NDArray[np.int64] = target.numpy()[validation_idx]
-        self.batch_size = settings.batch_size
         # Whole batches: what does not fill another one is spread over them, so that none is too small
         # for the batch norms and no patch is left out.
-        self.batches = max(1, len(train_idx) * settings.orientations // settings.batch_size)
+        shown = len(train_idx) * settings.orientations
+        self.batches = max(1, shown // settings.batch_size)
+        self.batch_size = min(settings.batch_size, shown)
 
     def epoch(self, number: int, *, first: int = 0) -> Iterator[Batch]:
         """Each patch in `orientations` of its eight orientations."""
@@ -279,12 +280,12 @@ def need_both_classes(target: Tensor, side: str, *, what: str) -> None:
     Raises:
         TrainingError: one is missing; the message names it and its side.
     """
-    for value, name in enumerate(CLASSES):
-        if not (target == value).any():
-            raise TrainingError(
-                f"there is no {name} {what} for {side}; annotate slides of more patients, "
-                "or change the split's seed or shares"
-            )
+    lacks = [name for value, name in enumerate(CLASSES) if not (target == value).any()]
+    if lacks:
+        raise TrainingError(
+            f"there is no {' and no '.join(lacks)} {what} for {side}; annotate slides of more patients, "
+            "or change the split's seed or shares"
+        )
 
 
 def _find(labels: NDArray[np.uint8], pieces: Idx, label: Label) -> NDArray[np.int32]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import http.server
 import shutil
 import socket
-import threading
 import time
 import urllib.error
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 import torchvision
+from models.downloads import BreakingServer, publish, serve, use_url
 from torch import nn
 
 from hnscc_qp.errors import WeightsError
-from hnscc_qp.models import networks, weights
+from hnscc_qp.models import weights
 from hnscc_qp.models.networks import build_network, weights_origin
 
 
@@ -92,11 +88,6 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return hub
 
 
-def use_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    architecture = dataclasses.replace(networks._ARCHITECTURES["mobilenet_v2"], imagenet_url=url)
-    monkeypatch.setitem(networks._ARCHITECTURES, "mobilenet_v2", architecture)
-
-
 def test_failed_download_is_one_line_with_the_remedy(
     empty_hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,55 +155,20 @@ def test_damaged_file_in_the_cache_is_downloaded_again(
     assert cached.read_bytes() == saved.read_bytes()
 
 
-def publish(folder: Path, network: nn.Module, *, name: str = "network") -> Path:
-    """The weights as torchvision publishes them, with the first digits of their hash in the name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = folder / "saved"
-    torch.save(network.state_dict(), saved)
-    path = folder / f"{name}-{hashlib.sha256(saved.read_bytes()).hexdigest()[:8]}.pth"
-    saved.rename(path)
-    return path
-
-
-class BreakingServer(http.server.SimpleHTTPRequestHandler):
-    """Sends half of the file and closes, as often as it is told to."""
-
-    breaks = 0
-    asked = 0
-
-    def do_GET(self) -> None:
-        type(self).asked += 1
-        if type(self).asked > type(self).breaks:
-            return super().do_GET()
-        data = Path(self.translate_path(self.path)).read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[: len(data) // 2])
-        return None
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def breaking_server(tmp_path: Path) -> Iterator[tuple[type[BreakingServer], str]]:
-    handler = type("Handler", (BreakingServer,), {})
-    made = partial(handler, directory=str(tmp_path / "server"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), made) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield handler, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def server(tmp_path: Path) -> Iterator[tuple[type[BreakingServer], str]]:
+    with serve(tmp_path / "server") as served:
+        yield served
 
 
 def test_interrupted_download_is_done_again(
     empty_hub: Path,
     tmp_path: Path,
     imagenet_file: tuple[Path, nn.Module],
-    breaking_server: tuple[type[BreakingServer], str],
+    server: tuple[type[BreakingServer], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    handler, address = breaking_server
+    handler, address = server
     saved = publish(tmp_path / "server", imagenet_file[1])
     use_url(monkeypatch, f"{address}/{saved.name}")
     handler.breaks = 2
