@@ -1,16 +1,17 @@
 """How fast slides are scored, each way beside the naive one, in one run.
 
-    python benchmarks/scoring.py SLIDE DENSE [--weights FILE] [--naive 128] [--repeats 2] [--side-mm 8]
-        [--tiatoolbox PYTHON]
+    python benchmarks/scoring.py SLIDE DENSE [--weights FILE] [--window FILE] [--naive 256] [--repeats 2]
+        [--side-mm 3] [--tiatoolbox PYTHON]
 
 DENSE is the folder of a trained dense primary (`generations/001/primary`). Naive is the paper's way: one
 `read` a window, enlarged to 224 px, in batches of 64, by the network as torchvision gives it, of windows
 drawn at random from the same slide; then the same with batch norms folded and channels last. Exact is a
-window model at 64 px (its weights do not bear on its speed); dense is the given model. With `--side-mm`
-the slide is one of that size made of SLIDE's pixels, mirrored again and again. All of these read the
-slide, find its tissue and make the score map; the best of all repeats counts. `--tiatoolbox` is the
-Python of an environment with tiatoolbox, whose PatchPredictor does the naive work on a part of the
-slide.
+window model at 64 px, once; its weights do not bear on its speed, and which windows it calls is said if they
+were trained: `--window` is a state that `recipes.py` kept. Dense is the given model. With `--side-mm` the
+slide is one of that size made of SLIDE's pixels, mirrored again and again. All of these read the slide,
+find its tissue and make the score map; the best of all repeats counts. `--tiatoolbox` is the Python of an
+environment with tiatoolbox, whose PatchPredictor does the naive work on a part of the slide. ONNX Runtime
+takes part where it is installed.
 
 Also said: how many windows a way calls otherwise than PyTorch in 32 bits, where the time goes, and the speed
 of the network alone on tissue without gaps, beside the machine's matrix product.
@@ -24,9 +25,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import openslide
+import safetensors.torch
 import torch
 from patches import make_slide
 
@@ -35,10 +39,10 @@ from hnscc_qp.geometry import WINDOW_MPP, Grid
 from hnscc_qp.models import openvino
 from hnscc_qp.models.cascade import AnyCascade, Cascade, make_cascade
 from hnscc_qp.models.checkpoint import load_model
-from hnscc_qp.models.dense import DenseCascade
+from hnscc_qp.models.dense import DenseCascade, DenseClassifier
 from hnscc_qp.models.device import choose_device
 from hnscc_qp.models.networks import WindowClassifier
-from hnscc_qp.models.parts import WINDOW_CELLS, Runtime
+from hnscc_qp.models.parts import WINDOW_CELLS, Runtime, TorchRuntime
 from hnscc_qp.scoring import pipeline
 from hnscc_qp.scoring import slide as scoring_slide
 from hnscc_qp.scoring.score_map import write_score_map
@@ -97,7 +101,8 @@ def main() -> None:
     parser.add_argument("slide", type=Path)
     parser.add_argument("dense", type=Path)
     parser.add_argument("--weights", default="none", help="ImageNet weights of the window models")
-    parser.add_argument("--naive", type=int, default=128, help="windows of the naive way")
+    parser.add_argument("--window", type=Path, help="trained weights of the window model at 64 px")
+    parser.add_argument("--naive", type=int, default=256, help="windows of the naive way")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--side-mm", type=float)
     parser.add_argument("--device", default="auto")
@@ -138,13 +143,18 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
         add(way, count, wall, cpu)
     if asked.tiatoolbox:
         script = Path(__file__).with_name("tiatoolbox_scoring.py")
-        command = [str(asked.tiatoolbox), str(script), str(path), str(TIATOOLBOX_BLOCKS)]
-        told = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
-        add("tiatoolbox PatchPredictor, 224 px", told["windows"], told["seconds"], None)
+        command = [asked.tiatoolbox, script, path, TIATOOLBOX_BLOCKS, torch.get_num_threads()]
+        told = json.loads(subprocess.check_output(list(map(str, command)), text=True).splitlines()[-1])
+        way = f"tiatoolbox {told['version']} PatchPredictor, 224 px"
+        add(way, told["windows"], told["seconds"], None)
+        render.print_line(f"{way}: {told['start']:.1f} s to start are left out")
     else:
         render.print_line("tiatoolbox is left out: name the Python that has it with --tiatoolbox")
 
-    exact, whole = Cascade(windows_at(64), None), make_cascade(dense, None)
+    window_model = windows_at(64)
+    if asked.window:
+        window_model.load_state_dict(safetensors.torch.load_file(asked.window))
+    exact, whole = Cascade(window_model, None), make_cascade(dense, None)
     assert isinstance(whole, DenseCascade)
     runtimes = ["torch", "openvino"] if openvino.is_installed() and device.type == "cpu" else ["torch"]
     ways: list[tuple[str, AnyCascade, str, str]] = []
@@ -155,6 +165,9 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
         for runtime in runtimes
         for precision in ("float32", "bfloat16")
     ]
+    onnx = onnx_cascade(dense, device)
+    if onnx is not None:
+        ways.append(("dense, float32, ONNX Runtime", onnx, "float32", "torch"))
     calls: dict[str, np.ndarray] = {}
     spent: list[tuple[object, ...]] = []
     for way, cascade, precision, runtime in ways:
@@ -172,7 +185,7 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
             watch.seconds["write"] = time.perf_counter() - began
             return found
 
-        wall, cpu, found = best_of(asked.repeats, score)
+        wall, cpu, found = best_of(1 if cascade is exact else asked.repeats, score)
         assert isinstance(found, SlideScores) and found.probabilities is not None
         add(way, found.score_map.windows, wall, cpu)
         spent.append((way, *(f"{watch.seconds[part]:.2f}" for part in Watch.PARTS)))
@@ -184,23 +197,38 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
         rows,
     )
     render.print_table(
-        "seconds of the last repeat: tissue, reading (by threads beside the network), network, writing",
+        "seconds of the last repeat; reading, and in it OpenSlide's decoding, by threads beside the network; "
+        "in the network, enlarging (PyTorch), of all threads",
         ["way", *Watch.PARTS],
         spent,
     )
     for way, found in calls.items():
+        if way.startswith("exact") and not asked.window:
+            continue
         reference = calls["exact, float32" if way.startswith("exact") else "dense, float32, torch"]
         flips = found != reference
         render.print_line(
             f"{way}: {flips.sum()} of {flips.size} windows called otherwise ({flips.mean():.3%})"
         )
-    network_alone(whole, runtimes, device)
+    network_alone(dense, whole, onnx, runtimes, device)
+
+
+def onnx_cascade(dense: DenseClassifier, device: torch.device) -> DenseCascade | None:
+    """By ONNX Runtime, if it is there."""
+    if device.type != "cpu" or not (find_spec("onnxruntime") and find_spec("onnx")):
+        render.print_line(
+            "ONNX Runtime is left out: it works on a CPU, where onnx and onnxruntime are installed"
+        )
+        return None
+    from onnx_parts import OnnxCascade  # noqa: PLC0415
+
+    return OnnxCascade(dense, None)
 
 
 class Watch:
     """Where the time of `score_slide` goes."""
 
-    PARTS = ("tissue", "read", "network", "write")
+    PARTS = ("tissue", "read", "decode", "network", "enlarge", "write")
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
@@ -211,7 +239,9 @@ class Watch:
         for owner, name, part in (
             (scoring_slide, "find_tissue", "tissue"),
             (pipeline, "read_around_holes", "read"),
+            (openslide.OpenSlide, "read_region", "decode"),
             (pipeline, "_score", "network"),
+            (TorchRuntime, "_prepare", "enlarge"),
         ):
             self._kept.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self._timed(getattr(owner, name), part))
@@ -232,16 +262,29 @@ class Watch:
         return timed
 
 
-def network_alone(cascade: DenseCascade, runtimes: list[str], device: torch.device) -> None:
+def network_alone(
+    dense: DenseClassifier,
+    whole: DenseCascade,
+    onnx: DenseCascade | None,
+    runtimes: list[str],
+    device: torch.device,
+) -> None:
     """Windows per second where all is tissue, and what the machine's matrix product would allow."""
     rows = []
-    per_window = products_per_window(cascade)
+    per_window = products_per_window(whole)
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        low = dtype == torch.bfloat16
         square = torch.ones(2048, 2048, dtype=dtype, device=device)
         wall, _, _ = best_of(4, lambda square=square: float((square @ square)[0, 0]))
         peak = 2048**3 / wall
+        stages: dict[str, Runtime] = {
+            "torch, batch norms apart": TorchRuntime(dense.eval().in_parts(), device=device, bfloat16=low)
+        }
         for runtime in runtimes:
-            stage = cascade.stages(runtime=runtime, device=device, bfloat16=dtype == torch.bfloat16)[0]  # type: ignore[arg-type]
+            stages[runtime] = whole.stages(runtime=runtime, device=device, bfloat16=low)[0]  # type: ignore[arg-type]
+        if onnx is not None and not low:
+            stages["ONNX Runtime"] = onnx.stages(runtime="torch", device=device, bfloat16=low)[0]
+        for runtime, stage in stages.items():
             rate = stage.piece_cells**2 / seconds_per_piece(stage)
             share = rate * per_window / peak
             rows.append((f"{runtime}, {precision}", f"{rate:.0f}", f"{peak / 1e9:.0f}", f"{share:.0%}"))
