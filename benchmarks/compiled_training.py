@@ -20,9 +20,9 @@ from gpu_training import noise
 from torch import nn
 
 from hnscc_qp.models.dense import DenseClassifier
+from hnscc_qp.models.memory import held_memory
 from hnscc_qp.models.networks import WindowClassifier
 from hnscc_qp.study import Training
-from hnscc_qp.training.compute import held_memory
 from hnscc_qp.training.material import Batch
 
 CPU = torch.device("cpu")

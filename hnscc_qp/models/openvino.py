@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
@@ -41,30 +41,43 @@ class OpenVinoRuntime:
         self._openvino: Any = openvino
         self._core: Any = openvino.Core()
         self._precision = "bf16" if bfloat16 else "f32"
-        self._queues: dict[tuple[int, ...], Any] = {}
+        self._idle: dict[tuple[int, ...], list[Any]] = {}
 
     def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         """See `Runtime.run`; pieces side by side, one for each thread."""
         inputs = [piece.numpy() if number else piece.numpy()[None] for piece in pieces]
-        queue = self._queue(number, inputs[0])
         made: list[Tensor] = [torch.empty(0)] * len(pieces)
+        threads = torch.get_num_threads()
+        room = Semaphore(threads)
 
-        def keep(request: Any, index: int) -> None:
+        def keep(told: tuple[int, Any, list[Any]]) -> None:
+            index, request, idle = told
             # The request's own memory is written again by the next piece.
             made[index] = torch.from_numpy(request.get_output_tensor(0).data.copy())
+            idle.append(request)
+            room.release()
 
-        queue.set_callback(keep)
-        for index, values in enumerate(inputs):
-            queue.start_async({0: values}, index)
-        queue.wait_all()
+        running = []
+        # The largest first: then no thread waits long for the last.
+        for index in sorted(range(len(inputs)), key=lambda index: -inputs[index].size):
+            room.acquire()
+            idle = self._requests(number, inputs[index].shape, threads)
+            request = idle.pop()
+            request.wait()  # it has told, and may not have ended
+            request.set_callback(keep, (index, request, idle))
+            request.start_async({0: inputs[index]})
+            running.append(request)
+        for request in running:
+            request.wait()
         is_last = number == len(self.network.parts) - 1
         return [windows[0, 0] for windows in made] if is_last else made
 
-    def _queue(self, number: int, values: NDArray[Any]) -> Any:
-        key = (number, *values.shape)
-        if key not in self._queues:
-            threads = torch.get_num_threads()
-            entry = self._openvino.opset13.parameter(values.shape, values.dtype.type)
+    def _requests(self, number: int, shape: tuple[int, ...], threads: int) -> list[Any]:
+        """Requests for a shape that wait for work; as many as threads."""
+        key = (threads, number, *shape)
+        if key not in self._idle:
+            kind = np.float32 if number else np.uint8
+            entry = self._openvino.opset13.parameter(shape, kind)
             settings = {
                 "INFERENCE_PRECISION_HINT": self._precision,
                 "INFERENCE_NUM_THREADS": threads,
@@ -72,8 +85,8 @@ class OpenVinoRuntime:
             }
             graph = self._openvino.Model([self._graph(number, entry)], [entry])
             model = self._core.compile_model(graph, "CPU", settings)
-            self._queues[key] = self._openvino.AsyncInferQueue(model, threads)
-        return self._queues[key]
+            self._idle[key] = [model.create_infer_request() for _ in range(threads)]
+        return self._idle[key]
 
     def _graph(self, number: int, values: Any) -> Any:
         """As `TorchRuntime._run_one`."""

@@ -2,7 +2,7 @@
 
 A window's answer depends on 160 px around it. A plain pass over a tile with that margin computes nearly as
 much for the margin as is wanted; most of it is for the last layers, whose dilated kernels reach far, and is
-paid for in the first ones, whose maps are large. So the layers are parted into three. Each part works on
+paid for in the first ones, whose maps are large. So the layers are parted. Each part works on
 pieces of the slide with the little around them that it reaches itself, and what it makes of a piece serves
 all pieces of the next part that need it. Within a part the margin is cut off layer by layer, as far as the
 layers that follow don't reach. Neither changes what is computed, but for rounding: kernels are chosen by
@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -28,6 +29,9 @@ WINDOW_CELLS = WINDOW_PX // STEP_PX
 _FIRST_REACH_PX = 32
 _FIRST_STRIDE = 8
 """Of the first part, in network px: its maps are large, so what it computes twice between pieces is dear."""
+_LATER_REACH_CELLS = 3
+_NARROW = 256
+"""Channels between parts of three cells' reach."""
 _PIECE_CELLS = {"cpu": 48, "cuda": 192}
 _SMALL_CELLS = 24
 
@@ -81,12 +85,22 @@ class Parts:
 def take_apart(
     layers: Sequence[Layer], head: nn.Linear, *, mean: Tensor, std: Tensor, input_px: int
 ) -> Parts:
-    """Part a network: where its maps have become small, and half-way of the reach from there on."""
+    """Part a network: where its maps have become small, and from there on as often as what waits allows.
+
+    The less a part reaches, the less is computed twice. But what each part makes waits for the pieces around:
+    with blocks of few channels, as MobileNet's, there are many parts, with ResNet's two.
+    """
     stride = input_px // WINDOW_CELLS
     first = _count_within(layers, _FIRST_REACH_PX, largest_stride=min(_FIRST_STRIDE, stride))
     rest = layers[first:]
-    second = max(1, _count_within(rest, sum(layer.reach for layer in rest) // 2, largest_stride=stride))
-    pieces = (layers[:first], rest[:second], rest[second:])
+    narrow = all(_channels_of(layer) <= _NARROW for layer in rest[:-2])
+    reach = _LATER_REACH_CELLS * stride if narrow else sum(layer.reach for layer in rest) // 2
+    pieces = [layers[:first]]
+    while rest:
+        is_last = not narrow and len(pieces) > 1
+        count = len(rest) if is_last else max(1, _count_within(rest, reach, largest_stride=stride))
+        pieces.append(rest[:count])
+        rest = rest[count:]
     weight, bias = head.weight.detach().float().cpu(), head.bias.detach().float().cpu()
     # Enlarging errs at a piece's edge, as far as it looks.
     enlarging = math.ceil(input_px / WINDOW_PX)
@@ -126,16 +140,19 @@ def _part(layers: Sequence[Layer], stride: int, *, more: int) -> Part:
     # Early cuts would copy maps that are large for the little they save.
     if more:
         cuts = [0] * (len(layers) - 1) + [margin]
-    convolutions = (
-        module for layer in layers for module in layer.module.modules() if isinstance(module, nn.Conv2d)
-    )
     return Part(
         tuple(layers),
         margin,
-        [module.out_channels for module in convolutions][-1],
+        [_channels_of(layer) for layer in layers if _channels_of(layer)][-1],
         stride // layers[-1].stride,
         tuple(cuts),
     )
+
+
+def _channels_of(layer: Layer) -> int:
+    """Of its output; 0 if it keeps those of the layer before."""
+    convolutions = [module for module in layer.module.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1].out_channels if convolutions else 0
 
 
 class Runtime(Protocol):
@@ -150,7 +167,7 @@ class Runtime(Protocol):
 
         Args:
             number: of the part.
-            pieces: all of one size. Of the first part: (height, width, 3) uint8 RGB at 1.0 µm/px. Of another:
+            pieces: of any sizes. Of the first part: (height, width, 3) uint8 RGB at 1.0 µm/px. Of another:
                 what the part before it makes, (1, channels, rows, columns). Each with the part's margin
                 around it; for the last part, with three cells more to the right and below.
 
@@ -183,26 +200,45 @@ class TorchRuntime:
             return self._run_all(number, pieces)
         # The first maps are so large that they leave the cache: here smaller pieces are faster.
         margin, scale = self.network.parts[0].margin, self.network.parts[0].side
-        side = len(pieces[0]) // STEP_PX - 2 * margin
-        small = next(part for part in range(min(_SMALL_CELLS, side), 0, -1) if side % part == 0)
-        places = [(row, column) for row in range(0, side, small) for column in range(0, side, small)]
-        extent = (small + 2 * margin) * STEP_PX
-        corners = [(row * STEP_PX, column * STEP_PX) for row, column in places]
-        cuts = [piece[top : top + extent, left : left + extent] for piece in pieces for top, left in corners]
+        cuts: list[Tensor] = []
+        places: list[list[tuple[int, int]]] = []
+        for piece in pieces:
+            rows, columns = (
+                _edges(length // STEP_PX - 2 * margin, most=_SMALL_CELLS) for length in piece.shape[:2]
+            )
+            places.append([(top, left) for top, _ in pairwise(rows) for left, _ in pairwise(columns)])
+            cuts += [
+                piece[
+                    top * STEP_PX : (bottom + 2 * margin) * STEP_PX,
+                    left * STEP_PX : (right + 2 * margin) * STEP_PX,
+                ]
+                for top, bottom in pairwise(rows)
+                for left, right in pairwise(columns)
+            ]
         made = iter(self._run_all(0, cuts))
         return [
-            gather([(row * scale, column * scale, next(made)) for row, column in places], extent=side * scale)
-            for _ in pieces
+            gather(
+                [(top * scale, left * scale, next(made)) for top, left in places_of_one],
+                size=tuple((length // STEP_PX - 2 * margin) * scale for length in piece.shape[:2]),
+            )
+            for piece, places_of_one in zip(pieces, places, strict=True)
         ]
 
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         threads = torch.get_num_threads()
         if self._device.type != "cpu" or threads == 1 or len(pieces) < threads:
             return [self._run_one(number, piece) for piece in pieces]
+
+        def one(index: int) -> Tensor:
+            return self._run_one(number, pieces[index])
+
         # Side by side, each on one core: cores that share a small piece wait for each other.
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return list(pool.map(lambda piece: self._run_one(number, piece), pieces))
+                # The largest first: then none waits long for the last.
+                order = sorted(range(len(pieces)), key=lambda index: -pieces[index].numel())
+                made = dict(zip(order, pool.map(one, order), strict=True))
+                return [made[index] for index in range(len(pieces))]
         finally:
             torch.set_num_threads(threads)
 
@@ -231,6 +267,12 @@ class TorchRuntime:
         return prepare(batch, mean=self._mean, std=self._std, stride=self.network.stride).to(self._dtype)
 
 
+def _edges(length: int, *, most: int) -> list[int]:
+    """Where to cut a length into equal parts of `most` at most."""
+    count = -(-length // most)
+    return [length * number // count for number in range(count + 1)]
+
+
 def prepare(pixels: Tensor, *, mean: Tensor, std: Tensor, stride: int) -> Tensor:
     """Turn tiles, (n, 3, height, width) uint8 RGB at 1.0 µm/px, into the network's input.
 
@@ -252,19 +294,19 @@ def cut(values: Tensor, count: int) -> Tensor:
     return values[..., count : values.shape[-2] - count, count : values.shape[-1] - count]
 
 
-def gather(pieces: Sequence[tuple[int, int, Tensor]], *, extent: int) -> Tensor:
-    """Put (row, column, values) together: (1, channels, extent, extent), 0 where no piece lies.
+def gather(pieces: Sequence[tuple[int, int, Tensor]], *, size: tuple[int, int]) -> Tensor:
+    """Put (row, column, values) together: (1, channels, *size), 0 where no piece lies.
 
-    Rows and columns may be negative, and pieces may reach beyond the extent.
+    Rows and columns may be negative, and pieces may reach beyond.
     """
     first = pieces[0][2]
     last = first.is_contiguous(memory_format=torch.channels_last)
-    canvas = torch.zeros((1, first.shape[1], extent, extent), dtype=first.dtype, device=first.device)
+    canvas = torch.zeros((1, first.shape[1], *size), dtype=first.dtype, device=first.device)
     if last:
         canvas = canvas.contiguous(memory_format=torch.channels_last)
     for top, left, values in pieces:
-        rows = slice(max(top, 0), min(top + values.shape[2], extent))
-        columns = slice(max(left, 0), min(left + values.shape[3], extent))
+        rows = slice(max(top, 0), min(top + values.shape[2], size[0]))
+        columns = slice(max(left, 0), min(left + values.shape[3], size[1]))
         if rows.start < rows.stop and columns.start < columns.stop:
             canvas[..., rows, columns] = values[
                 ..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left

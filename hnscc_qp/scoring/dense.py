@@ -8,7 +8,7 @@ slide is cut; and it is computed once, and kept while tiles to come need it. The
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ _TILE_PIECES = 2
 _MOST_WAITING_BYTES = 512 << 20
 """Of pixels and features that wait for tiles to come; it bounds the length of a row of tiles."""
 _WAITING_ROWS = 3
+_CROP_CELLS = 8
+"""What is left out of a piece is a multiple of this."""
 _WHITE = 255
 
 
@@ -46,6 +48,20 @@ class Piece(NamedTuple):
     column: int
 
 
+class Cells(NamedTuple):
+    """A rectangle of the slide's cells: of a piece, what windows depend on."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Wanted:
     """Which windows of a pass are wanted, as the network sees them, one each 10 px."""
@@ -55,13 +71,36 @@ class _Wanted:
     left: int
     """Cells of the slide where they begin."""
 
-    def near(self, piece: Piece, side: int, reach: int) -> bool:
-        """Whether any depends on a cell of the piece, if its cells depend on those `reach` cells around."""
-        top, left = piece.row * side - self.top, piece.column * side - self.left
-        back = reach + WINDOW_CELLS - 1
-        rows = slice(max(top - back, 0), max(top + side + reach, 0))
-        columns = slice(max(left - back, 0), max(left + side + reach, 0))
-        return bool(self.windows[rows, columns].any())
+    def of(self, piece: Piece, side: int, *, reach: int, cells: int = WINDOW_CELLS) -> Cells | None:
+        """The part of a piece that any depends on; None if none does.
+
+        Its edges lie on multiples of a few cells: there are only so many shapes.
+
+        Args:
+            piece: which.
+            side: of pieces.
+            reach: how far around it what is made of a cell depends on cells of the piece.
+            cells: of a window that are made, along its side.
+        """
+        top, left = piece.row * side, piece.column * side
+        back = reach + cells - 1
+        first_row, first_column = max(top - self.top - back, 0), max(left - self.left - back, 0)
+        rows = slice(first_row, max(top - self.top + side + reach, 0))
+        columns = slice(first_column, max(left - self.left + side + reach, 0))
+        near = self.windows[rows, columns]
+        down, across = near.any(axis=1).nonzero()[0], near.any(axis=0).nonzero()[0]
+        if not len(down):
+            return None
+        first_row, first_column = first_row + self.top - top, first_column + self.left - left
+        spans = [
+            (
+                max(first + int(at[0]) - reach, 0) // _CROP_CELLS * _CROP_CELLS,
+                min(-(-(first + int(at[-1]) + cells + reach) // _CROP_CELLS) * _CROP_CELLS, side),
+            )
+            for first, at in ((first_row, down), (first_column, across))
+        ]
+        (upper, lower), (start, end) = spans
+        return Cells(top + upper, left + start, top + lower, left + end)
 
 
 class DenseScorer:
@@ -79,10 +118,10 @@ class DenseScorer:
         self.tile_blocks = self._tile_cells * STEP_PX // grid.step_px
         # All stages take the same pixels.
         self._pixel_margin = max(stage.network.parts[0].margin for stage in stages)
-        self._kept: dict[Piece, dict[tuple[int, int], torch.Tensor]] = {}
-        """What parts of stages made of a piece."""
+        self._kept: dict[Piece, dict[int, torch.Tensor]] = {}
+        """What parts of the primary made of a piece."""
         self._blank: dict[int, torch.Tensor] = {}
-        """What the first part of a stage makes of a white piece."""
+        """What the first part of a stage makes of a white cell."""
         self._selected: dict[Shift, _Wanted] = {}
         assert self.tile_blocks % self._phases == 0, "a tile holds whole rounds of shifted passes"
 
@@ -92,15 +131,13 @@ class DenseScorer:
         return plan_tiles(selected, self.tile_blocks, panel=self._panel_blocks)
 
     def areas(self, tile: Tile) -> dict[Piece, Area]:
-        """See `TileScorer.areas`: the pieces of the first part that the tile's windows go back to."""
-        margin, side = self._pixel_margin * STEP_PX, self._side * STEP_PX
+        """See `TileScorer.areas`: what the tile's windows go back to, of each piece what any window does."""
         found: dict[Piece, Area] = {}
         for shift in self._shifts():
             wanted = self._wanted_of(tile, tile.wanted, shift)
             for number in range(self.stages):
                 for piece in self._needed(number, shift, wanted, self._selected[shift])[0]:
-                    top, left = piece.row * side + shift.down, piece.column * side + shift.right
-                    found[piece] = Area(top - margin, left - margin, side + 2 * margin, side + 2 * margin)
+                    found[piece] = self._area_of(piece)
         return found
 
     def margins(
@@ -113,10 +150,7 @@ class DenseScorer:
             down, right = (px // self._grid.step_px for px in shift)
             asked = self._wanted_of(tile, wanted, shift)
             for number in range(self.stages):
-                # The primary's pieces serve the tiles around this one, too. Which windows the secondary will
-                # be asked for there is not known yet.
-                all_wanted = self._selected[shift] if number == 0 else asked
-                margins = self._margins_of_stage(number, shift, asked, all_wanted, pixels)
+                margins = self._margins_of_stage(number, shift, asked, pixels)
                 found[number, down::phases, right::phases] = margins[::every, ::every]
                 asked = _Wanted(asked.windows & (margins > 0), asked.top, asked.left)
         rows, columns = wanted.shape
@@ -157,115 +191,159 @@ class DenseScorer:
         cells[:: self._every, :: self._every] = windows
         return cells
 
-    def _needed(self, number: int, shift: Shift, asked: _Wanted, all_wanted: _Wanted) -> list[list[Piece]]:
-        """Pieces of each part of a stage that windows go back to.
+    def _area_of(self, piece: Piece) -> Area:
+        """What is read for a piece: for any stage, and for windows of any tile."""
+        reach = max(sum(part.margin for part in stage.network.parts[1:]) for stage in self._runtimes)
+        cells = self._selected[piece.shift].of(piece, self._side, reach=reach)
+        assert cells is not None, "only pieces that a window needs are read"
+        rows, columns = cells.size
+        margin, (down, right) = self._pixel_margin, piece.shift
+        return Area(
+            (cells.top - margin) * STEP_PX + down,
+            (cells.left - margin) * STEP_PX + right,
+            (rows + 2 * margin) * STEP_PX,
+            (columns + 2 * margin) * STEP_PX,
+        )
+
+    def _needed(
+        self, number: int, shift: Shift, asked: _Wanted, all_wanted: _Wanted
+    ) -> list[dict[Piece, Cells]]:
+        """What windows of a tile go back to in the pieces of each part of a stage.
 
         Args:
             number: of the stage.
             shift: of the pass.
             asked: windows of a tile.
-            all_wanted: a piece that none of these depends on is left out; what others make of it is never
-                looked at.
+            all_wanted: the rest of a piece, that none of these depends on, is left out; what others make of
+                it is never looked at.
         """
         side, parts = self._side, self._runtimes[number].network.parts
         top, left = asked.top // side, asked.left // side
         panel = asked.left // (self._panel_blocks * self._grid.step_px // STEP_PX)
-        pieces = [
+        own = [
             Piece(panel, shift, row, column)
             for row in range(top, top + _TILE_PIECES)
             for column in range(left, left + _TILE_PIECES)
-            if asked.windows[(row - top) * side :, (column - left) * side :][:side, :side].any()
         ]
-        found = [pieces]
+        found = [_crop(own, lambda piece: asked.of(piece, side, reach=0, cells=1))]
         for index in range(len(parts) - 1, 0, -1):
-            back = parts[index].margin
-            ahead = side - 1 + self._around(number, index) - back
+            reach = sum(part.margin for part in parts[index:])
             before = {
                 Piece(panel, shift, row, column)
-                for piece in pieces
-                for row in range((piece.row * side - back) // side, (piece.row * side + ahead) // side + 1)
-                for column in range(
-                    (piece.column * side - back) // side, (piece.column * side + ahead) // side + 1
-                )
+                for cells in found[0].values()
+                for around in [self._around(number, index, cells)]
+                for row in range(around.top // side, (around.bottom - 1) // side + 1)
+                for column in range(around.left // side, (around.right - 1) // side + 1)
             }
-            reach = sum(part.margin for part in parts[index:])
-            pieces = sorted(piece for piece in before if all_wanted.near(piece, side, reach))
-            found.insert(0, pieces)
+            found.insert(
+                0, _crop(sorted(before), lambda piece, reach=reach: all_wanted.of(piece, side, reach=reach))
+            )
         return found
 
-    def _around(self, number: int, part: int) -> int:
-        """Cells of input beyond the side of a piece, both sides together."""
+    def _around(self, number: int, part: int, cells: Cells) -> Cells:
+        """Cells that a part of a stage depends on."""
         parts = self._runtimes[number].network.parts
-        return 2 * parts[part].margin + (WINDOW_CELLS - 1 if part == len(parts) - 1 else 0)
+        margin = parts[part].margin
+        more = margin + (WINDOW_CELLS - 1 if part == len(parts) - 1 else 0)
+        return Cells(cells.top - margin, cells.left - margin, cells.bottom + more, cells.right + more)
 
     def _margins_of_stage(
         self,
         number: int,
         shift: Shift,
         asked: _Wanted,
-        all_wanted: _Wanted,
         pixels: Mapping[Piece, NDArray[np.uint8]],
     ) -> NDArray[np.float32]:
         """Margins of the windows that are asked for, NaN elsewhere: (tile_cells, tile_cells)."""
         margins = np.full(asked.windows.shape, np.nan, np.float32)
         if not asked.windows.any():
             return margins
-        runtime, side = self._runtimes[number], self._side
-        needed = self._needed(number, shift, asked, all_wanted)
+        # What the primary makes serves the tiles around this one, too. Which windows the secondary will be
+        # asked for there is not known yet.
+        keeps = number == 0
+        needed = self._needed(number, shift, asked, self._selected[shift] if keeps else asked)
         passing: dict[Piece, torch.Tensor] = {}
         for part, pieces in enumerate(needed):
-            # The first part depends on pixels alone; the others on what was wanted around, too.
-            keeps = part < len(needed) - 1 and (part == 0 or all_wanted is self._selected[shift])
-            made = {
-                piece: self._kept[piece][number, part]
-                for piece in pieces
-                if keeps and (number, part) in self._kept.get(piece, {})
-            }
-            missing = [piece for piece in pieces if piece not in made]
+            is_last = part == len(needed) - 1
+            made = {}
+            if keeps and not is_last:
+                made = {
+                    piece: self._kept[piece][part] for piece in pieces if part in self._kept.get(piece, {})
+                }
+            missing = {piece: cells for piece, cells in pieces.items() if piece not in made}
             if part == 0 and missing:
-                made |= self._of_pixels(number, {piece: pixels[piece] for piece in missing})
+                made |= self._of_pixels(number, missing, pixels)
             elif missing:
-                inputs = [self._input_of(number, part, piece, passing) for piece in missing]
-                made |= dict(zip(missing, runtime.run(part, inputs), strict=True))
-            if keeps:
+                inputs = [
+                    self._input_of(number, part, cells, needed[part - 1], passing)
+                    for cells in missing.values()
+                ]
+                made |= dict(zip(missing, self._runtimes[number].run(part, inputs), strict=True))
+            if keeps and not is_last:
                 for piece in missing:
-                    self._kept.setdefault(piece, {})[number, part] = made[piece]
+                    self._kept.setdefault(piece, {})[part] = made[piece]
             passing = made
-        for piece, windows in passing.items():
-            row, column = piece.row * side - asked.top, piece.column * side - asked.left
-            margins[row : row + side, column : column + side] = windows.numpy()
+        for piece, cells in needed[-1].items():
+            rows = slice(cells.top - asked.top, cells.bottom - asked.top)
+            columns = slice(cells.left - asked.left, cells.right - asked.left)
+            margins[rows, columns] = passing[piece].numpy()
         margins[~asked.windows] = np.nan
         return margins
 
-    def _of_pixels(self, number: int, pixels: Mapping[Piece, NDArray[np.uint8]]) -> dict[Piece, torch.Tensor]:
-        """The first part of a stage. What lies beyond the image is white, and all alike: computed once."""
-        blank = [piece for piece, values in pixels.items() if (values == _WHITE).all()]
-        known = self._blank.get(number)
-        own = [piece for piece in pixels if piece not in blank] + (blank[:1] if known is None else [])
-        # The margin that only another stage needs is left out.
-        spare = (self._pixel_margin - self._runtimes[number].network.parts[0].margin) * STEP_PX
-        inputs = [
-            torch.from_numpy(
-                np.ascontiguousarray(values[spare : len(values) - spare, spare : len(values) - spare])
-            )
-            for values in (pixels[piece] for piece in own)
-        ]
-        made = dict(zip(own, self._runtimes[number].run(0, inputs), strict=True)) if own else {}
-        if blank and known is None:
-            known = self._blank[number] = made[blank[0]]
-        return made | {piece: known for piece in blank if known is not None}
+    def _of_pixels(
+        self, number: int, pieces: Mapping[Piece, Cells], pixels: Mapping[Piece, NDArray[np.uint8]]
+    ) -> dict[Piece, torch.Tensor]:
+        """The first part of a stage. What is white, as all beyond the image, is alike: computed once."""
+        runtime, made, own = self._runtimes[number], {}, {}
+        margin = runtime.network.parts[0].margin
+        for piece, cells in pieces.items():
+            area, (down, right) = self._area_of(piece), piece.shift
+            top = (cells.top - margin) * STEP_PX + down - area.top
+            left = (cells.left - margin) * STEP_PX + right - area.left
+            height, width = ((length + 2 * margin) * STEP_PX for length in cells.size)
+            values = pixels[piece][top : top + height, left : left + width]
+            if (values == _WHITE).all():
+                made[piece] = self._of_white(number).repeat(1, 1, *cells.size)
+            else:
+                own[piece] = torch.from_numpy(np.ascontiguousarray(values))
+        if own:
+            made |= dict(zip(own, runtime.run(0, list(own.values())), strict=True))
+        return made
+
+    def _of_white(self, number: int) -> torch.Tensor:
+        if number not in self._blank:
+            part = self._runtimes[number].network.parts[0]
+            side = (_CROP_CELLS + 2 * part.margin) * STEP_PX
+            white = torch.full((side, side, 3), _WHITE, dtype=torch.uint8)
+            (made,) = self._runtimes[number].run(0, [white])
+            middle = slice(_CROP_CELLS // 2 * part.side, (_CROP_CELLS // 2 + 1) * part.side)
+            self._blank[number] = made[..., middle, middle].clone()
+        return self._blank[number]
 
     def _input_of(
-        self, number: int, part: int, piece: Piece, before: Mapping[Piece, torch.Tensor]
+        self,
+        number: int,
+        part: int,
+        cells: Cells,
+        lie: Mapping[Piece, Cells],
+        before: Mapping[Piece, torch.Tensor],
     ) -> torch.Tensor:
-        """What a piece's part depends on, of the pieces that the part before made."""
-        parts, side = self._runtimes[number].network.parts, self._side
-        scale, margin = parts[part - 1].side, parts[part].margin
-        around = self._around(number, part)
-        placed = []
-        for other, values in before.items():
-            row = (other.row - piece.row) * side + margin
-            column = (other.column - piece.column) * side + margin
-            if -side < row < side + around and -side < column < side + around:
-                placed.append((row * scale, column * scale, values))
-        return gather(placed, extent=(side + around) * scale)
+        """What a part depends on, of the pieces that the part before made."""
+        scale = self._runtimes[number].network.parts[part - 1].side
+        around = self._around(number, part, cells)
+        placed = [
+            ((other.top - around.top) * scale, (other.left - around.left) * scale, before[piece])
+            for piece, other in lie.items()
+            if around.top < other.bottom
+            and other.top < around.bottom
+            and around.left < other.right
+            and other.left < around.right
+        ]
+        rows, columns = around.size
+        return gather(placed, size=(rows * scale, columns * scale))
+
+
+def _crop(pieces: Iterable[Piece], of: Callable[[Piece], Cells | None]) -> dict[Piece, Cells]:
+    """The pieces of which anything is left."""
+    found = ((piece, of(piece)) for piece in pieces)
+    return {piece: cells for piece, cells in found if cells is not None}

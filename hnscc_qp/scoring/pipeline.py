@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hnscc_qp.errors import StepError
 from hnscc_qp.geometry import Grid
+from hnscc_qp.models.memory import held_memory
 from hnscc_qp.progress import SILENT, Progress
 from hnscc_qp.scoring.arithmetic import arithmetic
 from hnscc_qp.scoring.journal import Journal, TileResult
@@ -125,7 +126,7 @@ def score_tiles(
         reason = reason or result.reason
 
     task = progress.task(slide.name, int(selected.sum()), unit="windows")
-    with task, arithmetic(settings, device):
+    with task, arithmetic(settings, device), held_memory(device):
         waiting: list[tuple[int, Tile]] = []
         for number, tile in enumerate(scorer.tiles(selected)):
             if journal is not None and (kept := journal.get(number)) is not None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import platform
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +16,6 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from hnscc_qp.study import Training
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Numbers of glibc's malloc.h."""
-_MMAPS, _TRIM_BYTES = 65536, 128 * 1024
-"""glibc's own values."""
 _NO_MEMORY = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
 """What torch, oneDNN and the standard library say on a CPU; seen with its address space limited."""
 
@@ -73,46 +66,9 @@ def chosen_precision(device: torch.device, settings: Training) -> Literal["float
     return "bfloat16" if able else "float32"
 
 
-@contextmanager
-def held_memory(device: torch.device) -> Iterator[None]:
-    """Keep freed memory for the next batch instead of giving it back to the system, on a CPU with glibc.
-
-    Every batch frees and wants the same maps. glibc hands blocks over 32 MiB back at once, and the system
-    clears each page again when it comes back: a quarter of a dense training's processor time at 64 px.
-    Elsewhere, as with musl, on a Mac or under another allocator, nothing is changed.
-    """
-    malloc = _glibc() if device.type == "cpu" else None
-    if malloc is None:
-        yield
-        return
-    malloc.mallopt(_M_MMAP_MAX, 0)  # no mapping of its own for any block
-    malloc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        release_memory(device)
-
-
-def release_memory(device: torch.device) -> None:
-    """Give freed memory back, now and from here on: where it is short, what is held lies in pieces."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "cpu" and (malloc := _glibc()):
-        malloc.mallopt(_M_MMAP_MAX, _MMAPS)
-        malloc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
-        malloc.malloc_trim(0)
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory does not hold what was wanted, on any device."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    """glibc's allocator, unless something else is in its place."""
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("LD_PRELOAD"):
-        return None
-    return ctypes.CDLL(None)
 
 
 @contextmanager

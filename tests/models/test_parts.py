@@ -86,8 +86,10 @@ def test_bfloat16_is_as_near_as_autocast_comes_and_leaves_the_weights_alone() ->
 def test_parts_reach_together_as_far_as_the_network_and_hardly_farther() -> None:
     classifier = settled()
     margins = [part.margin for part in classifier.in_parts().parts]
-    assert len(margins) == 3
     assert margins[0] * 10 < 40
+    # The less a part reaches the less is computed twice; ResNet's wide maps are kept between two parts only.
+    assert max(margins) <= 3 and len(margins) > 4
+    assert len(settled("resnet50", input_px=64).in_parts().parts) == 3
     # Each is rounded up to whole cells.
     assert 0 <= sum(margins) * 10 - classifier.halo_px < 30
     assert all(sum(part.cuts) == part.margin for part in classifier.in_parts().parts)
