@@ -37,6 +37,7 @@ from hnscc_qp.geometry import WINDOW_MPP, Mpp, PixelSize, Region
 from hnscc_qp.models.cascade import make_cascade
 from hnscc_qp.models.checkpoint import load_model
 from hnscc_qp.models.dense import DenseClassifier
+from hnscc_qp.models.device import choose_device
 from hnscc_qp.scoring.slide import score_slide
 from hnscc_qp.slides.reader import open_slide
 from hnscc_qp.study import Scoring
@@ -146,7 +147,7 @@ def main() -> None:
             }
         )
         before, began = resident_mib(), time.perf_counter()
-        scores = score_slide(slide, cascade=cascade, settings=settings, device=torch.device("cpu"))
+        scores = score_slide(slide, cascade=cascade, settings=settings, device=choose_device("cpu"))
         seconds = time.perf_counter() - began
     assert scores.probabilities is not None
     found, peak = scores.score_map, resident_mib()
