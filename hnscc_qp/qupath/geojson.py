@@ -225,12 +225,22 @@ def read_geojson(path: Path) -> GeoJsonRead:
     Raises:
         GeoJsonError: the file can't be read or is not GeoJSON.
     """
-    reader = _Reader()
     try:
-        texts = _texts(path.read_bytes())
-        values = [json.loads(text) for text in texts]
+        data = path.read_bytes()
     except OSError as error:
         raise GeoJsonError(f"{path} can't be read: {error.strerror or error}; check the file") from error
+    return decode_geojson(data, path)
+
+
+def decode_geojson(data: bytes, path: Path) -> GeoJsonRead:
+    """Read the bytes of a file as `read_geojson` does; `path` is for its messages.
+
+    Raises:
+        GeoJsonError: they are not GeoJSON.
+    """
+    reader = _Reader()
+    try:
+        values = [json.loads(text) for text in _texts(data)]
     except (ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
         raise GeoJsonError(f"{path} is not GeoJSON ({error}); export it from QuPath again") from error
     objects: list[PathObject] = []

@@ -17,7 +17,7 @@ import shapely
 
 from hnscc_qp.errors import GeoJsonError, HnsccQpError, ObjectDataError
 from hnscc_qp.files import atomic_path
-from hnscc_qp.qupath.geojson import encode_geojson, read_geojson, sidecar_name, write_geojson
+from hnscc_qp.qupath.geojson import decode_geojson, encode_geojson, sidecar_name, write_geojson
 from hnscc_qp.qupath.objects import ObjectType, PathObject, RoiKind, walk
 from hnscc_qp.qupath.project import ImageEntry
 
@@ -71,11 +71,12 @@ def record_pushed(
     path = _file(push_folder / PUSHED_FOLDER, image)
     known: dict[UUID | None, PathObject] = {}
     if path.is_file():
-        known = {item.id: item for item in _read(path)}
-        if (last := _last_push(path)) is not None:
+        data, items = _read(path)
+        known = {item.id: item for item in items}
+        if (last := _last_push(data)) is not None:
             of_last = {key for key, item in known.items() if item.metadata.get(_PUSHED_AT) == last}
             same_ids = of_last == {item.id for item in detections}
-            if same_ids and _record(known, detections, image, time=last) == path.read_bytes():
+            if same_ids and _record(known, detections, image, time=last) == data:
                 return  # the same once more is no other push
     # Written though it be empty: that nothing was pushed is a fact, too.
     with atomic_path(path) as partial:
@@ -92,8 +93,8 @@ def _record(
     return encode_geojson({**known, **pushed}.values(), name=name, foreign=foreign)
 
 
-def _last_push(path: Path) -> str | None:
-    last = json.loads(path.read_bytes()).get("hnscc_qp", {}).get("last push")
+def _last_push(data: bytes) -> str | None:
+    last = json.loads(data).get("hnscc_qp", {}).get("last push")
     return None if last is None else str(last)
 
 
@@ -113,15 +114,15 @@ def read_pushed(generation: Path, image: ImageEntry, *, fallback: Path | None) -
     if found is None:
         if fallback is None or not fallback.is_file():
             return None
-        unrecorded = tuple(_pushed(item, generation.name, last=None) for item in _read(fallback))
+        unrecorded = tuple(_pushed(item, generation.name, last=None) for item in _read(fallback)[1])
         return PushedImage(generation.name, unrecorded, None)
-    items = _read(found)
-    last = _last_push(found)
+    data, items = _read(found)
+    last = _last_push(data)
     before = _find(folder / BEFORE_FOLDER, image)
     return PushedImage(
         generation.name,
         tuple(_pushed(item, generation.name, last=last) for item in items),
-        None if before is None else _read(before),
+        None if before is None else _read(before)[1],
     )
 
 
@@ -156,12 +157,16 @@ def _find(folder: Path, image: ImageEntry) -> Path | None:
     return next(iter(sorted(folder.glob(f"{image.entry_id} *.geojson"))), None)
 
 
-def _read(path: Path) -> tuple[PathObject, ...]:
+def _read(path: Path) -> tuple[bytes, tuple[PathObject, ...]]:
+    """The file as it is, and its objects."""
     remedy = "restore it from a backup, or delete it to do without that push's record"
     try:
-        read = read_geojson(path)
+        data = path.read_bytes()
+        read = decode_geojson(data, path)
+    except OSError as error:
+        raise ObjectDataError(f"{path} can't be read ({error.strerror}); {remedy}") from error
     except GeoJsonError as error:
         raise ObjectDataError(f"{error}; {remedy}") from error
     if read.skipped:
         raise ObjectDataError(f"{path} is damaged ({read.skipped[0]}); {remedy}")
-    return read.objects
+    return data, read.objects
