@@ -53,8 +53,8 @@ def main() -> None:
         for recipe in asked.recipes:
             ask(path_of(asked.folder, recipe, seed, fold), recipe, folds[fold - 1])
     first, *others = ([path_of(asked.folder, one, *model) for model in models] for one in asked.recipes)
-    for recipe, paths in zip(asked.recipes, [first, *others], strict=True):
-        for condition in conditions_of(paths[0]):
+    for condition in conditions_of(first[0]):
+        for recipe, paths in zip(asked.recipes, [first, *others], strict=True):
             report(recipe, condition, gathered(first, condition), gathered(paths, condition))
 
 
@@ -143,20 +143,20 @@ def report(recipe: str, condition: str, first: Answers, second: Answers) -> None
     """Print the second's AUC and what it is better by."""
     (before, truth, slides), (after, same_truth, same_slides) = first, second
     assert (truth == same_truth).all() and (slides == same_slides).all()
+    auc = weighted_auc(truth, after, np.ones(len(truth), int))
+    shown = f"{condition:26} {recipe:58} AUC {auc:.3f}, n {len(truth)}"
+    if (after == before).all():
+        print(shown, flush=True)  # noqa: T201
+        return
     found = paired_bootstrap(
         slides.tolist(),
         lambda counts: weighted_auc(truth, before, counts),
         lambda counts: weighted_auc(truth, after, counts),
-        resamples=1000,
+        resamples=500,
     )
-    auc = weighted_auc(truth, after, np.ones(len(truth), int))
-    assert found is not None and found.interval is not None and auc is not None
+    assert found is not None and found.interval is not None
     low, high = found.interval
-    print(  # noqa: T201
-        f"{recipe:58} {condition:26} AUC {auc:.3f}, {found.difference:+.3f} ({low:+.3f} to {high:+.3f}), "
-        f"n {len(truth)}",
-        flush=True,
-    )
+    print(f"{shown}, {found.difference:+.3f} ({low:+.3f} to {high:+.3f})", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

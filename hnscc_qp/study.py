@@ -199,6 +199,12 @@ class DenseRecipe(_Settings):
     stain_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """How strongly each tile's haematoxylin and eosin are varied: 0 not at all, 0.2 what Tellez et al. (2019)
     call strong."""
+    scale_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Each tile is shown up to so much larger, or as much smaller, as far as the pieces of 480 px reach."""
+    sharpness_jitter: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """How strongly each tile's sharpness is varied: 0 not at all, 1 from a blur of 1 px to the opposite."""
+    noise_levels: Annotated[float, Field(ge=0, le=64)] = 5.0
+    """Each tile gets noise of up to so many grey levels' deviation."""
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
     """The weights kept are a running average with this decay per batch; 0 keeps the last ones."""
 

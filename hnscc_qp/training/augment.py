@@ -1,5 +1,6 @@
-"""What training shows of a picture instead of the picture itself: turned, mirrored, and stained differently.
+"""What training shows of a picture instead of the picture itself.
 
+It is turned and mirrored, stained differently, larger or smaller, sharper or less sharp, and noisy.
 Everything here works on whole batches on the device, from parameters drawn on the CPU, so that every device
 sees the same.
 """
@@ -8,6 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, interpolate, pad
+
+from hnscc_qp.geometry import STEP_PX, WINDOW_PX
 
 ORIENTATIONS = 8
 
@@ -78,3 +82,55 @@ def restain(pixels: Tensor, stains: Tensor) -> Tensor:
     flat = density.flatten(2)
     changed = torch.baddbmm(stains[:, :, 3:], stains[:, :, :3], flat).view_as(density)
     return (torch.pow(10.0, -changed) * 256 - 1).round().clamp(0, 255).to(torch.uint8)
+
+
+def zoom(pixels: Tensor, target: Tensor, *, side_px: int) -> tuple[Tensor, Tensor]:
+    """Show a tile larger or smaller.
+
+    A window of what is shown covers more or less of the tile than the tile's own did; it has the label of
+    the one whose centre is nearest.
+
+    Args:
+        pixels: (1, 3, side, side) uint8 RGB, of whole steps of 10 px.
+        target: (windows, windows) label of each window of it, one every 10 px.
+        side_px: side that is wanted, of whole steps.
+
+    Returns:
+        Pixels (1, 3, side_px, side_px) uint8, and the label of each window of them.
+    """
+    side = pixels.shape[-1]
+    if side == side_px:
+        return pixels, target
+    shown = interpolate(pixels.float(), (side_px, side_px), mode="bilinear", antialias=side > side_px)
+    corner = torch.arange(0, side_px - WINDOW_PX + 1, STEP_PX)
+    centre = (corner + WINDOW_PX / 2) * (side / side_px)
+    nearest = ((centre - WINDOW_PX / 2) / STEP_PX).round().long().clamp(0, len(target) - 1)
+    return shown.round().clamp(0, 255).to(torch.uint8), target[nearest][:, nearest]
+
+
+def refocus(pixels: Tensor, sharpness: float, noise_levels: float, generator: torch.Generator) -> Tensor:
+    """Show pictures less sharp or sharper, and with noise.
+
+    Each is moved towards its blurred self (Gaussian of 1 px) or away from it by up to ± `sharpness` of the
+    difference, and gets noise of its own in every pixel and channel, of a deviation of up to `noise_levels`.
+
+    Args:
+        pixels: (n, 3, height, width) uint8 RGB.
+        sharpness: 0 changes nothing, with 1 the least sharp is blurred by 1 px.
+        noise_levels: grey levels of 255.
+        generator: on the CPU; what each pixel gets is drawn on the pixels' device from a seed of it.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    device = pixels.device
+    drawn = torch.rand(2, len(pixels), 1, 1, 1, generator=generator).to(device)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    line = torch.exp(-(torch.arange(-2, 3, device=device) ** 2) / 2)
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    shown = pixels.float()
+    padded = pad(shown, (2, 2, 2, 2), mode="replicate")
+    blurred = conv2d(padded, kernel.expand(3, 1, 5, 5).contiguous(), groups=3)
+    shown = shown + (2 * drawn[0] - 1) * sharpness * (shown - blurred)
+    speckle = torch.randn(shown.shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+    return (shown + drawn[1] * noise_levels * speckle).round().clamp(0, 255).to(torch.uint8)

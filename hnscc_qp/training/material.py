@@ -21,7 +21,7 @@ from hnscc_qp.models.networks import CLASSES
 from hnscc_qp.models.parts import WINDOW_CELLS
 from hnscc_qp.patches.labels import Label
 from hnscc_qp.study import DenseRecipe, WindowRecipe
-from hnscc_qp.training.augment import draw_orientations, draw_stains, orient, restain
+from hnscc_qp.training.augment import draw_orientations, draw_stains, orient, refocus, restain, zoom
 
 NO_LABEL = -1
 """Target of a window that does not count."""
@@ -185,7 +185,11 @@ class DenseMaterial:
         self.targets: NDArray[np.int64] = targets_of(labels[validation_idx]).reshape(-1)
         self.batch_size = settings.batch_size
         self.batches = max(1, settings.epoch_tiles // settings.batch_size)
-        self._windows = settings.tile_px // STEP_PX - WINDOW_CELLS + 1
+        # Sides that tiles are cut with, in steps, before they are enlarged or shrunk to `tile_px`.
+        least, most = (
+            round(settings.tile_px * (1 + settings.scale_jitter) ** sign / STEP_PX) for sign in (-1, 1)
+        )
+        self._steps = range(least, min(most, pixels.shape[1] // STEP_PX) + 1)
         # For each class, the windows of each slide that has any: (windows, 3) of piece, row, column.
         of_slide = {slide: train_idx[slides[train_idx] == slide] for slide in np.unique(slides[train_idx])}
         self._by_slide = [
@@ -214,7 +218,10 @@ class DenseMaterial:
         # A label turns with its window: the map of labels is turned like the pixels.
         target = orient(torch.stack(targets)[:, None], orientation)[:, 0]
         pixels = orient(pixels, orientation.to(self._device))
-        return Batch(_jitter(pixels, self._settings.stain_jitter, generator), target.long().to(self._device))
+        pixels = _jitter(pixels, self._settings.stain_jitter, generator)
+        if self._settings.sharpness_jitter or self._settings.noise_levels:
+            pixels = refocus(pixels, self._settings.sharpness_jitter, self._settings.noise_levels, generator)
+        return Batch(pixels, target.long().to(self._device))
 
     def _cut(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         def draw(below: int) -> int:
@@ -223,17 +230,15 @@ class DenseMaterial:
         slides = self._by_slide[draw(2)]
         windows = slides[draw(len(slides))]
         piece, row, column = windows[draw(len(windows))].tolist()
-        height, width = self._target.shape[1:]
-        top, left = (
-            min(max(at - draw(self._windows), 0), side - self._windows)
-            for at, side in ((row, height), (column, width))
-        )
-        x, y, side = left * STEP_PX, top * STEP_PX, self._settings.tile_px
+        end = self._target.shape[-1]
+        steps = self._steps[draw(len(self._steps))]
+        count = steps - WINDOW_CELLS + 1
+        top, left = (min(max(at - draw(count), 0), end - count) for at in (row, column))
+        x, y, side = left * STEP_PX, top * STEP_PX, steps * STEP_PX
         cut = self._pixels[piece, y : y + side, x : x + side]
         pixels = cut if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut))
-        return pixels.permute(2, 0, 1)[None], self._target[
-            piece, top : top + self._windows, left : left + self._windows
-        ]
+        target = self._target[piece, top : top + count, left : left + count]
+        return zoom(pixels.permute(2, 0, 1)[None], target, side_px=self._settings.tile_px)
 
 
 def generator_of(*numbers: int) -> torch.Generator:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from hnscc_qp.training.augment import draw_orientations, draw_stains, orient, restain
+from hnscc_qp.training.augment import draw_orientations, draw_stains, orient, refocus, restain, zoom
 
 
 def orbit_of(image: np.ndarray) -> set[bytes]:
@@ -83,3 +85,35 @@ def test_white_stays_nearly_white() -> None:
     white = torch.full((64, 3, 2, 2), 255, dtype=torch.uint8)
     changed = restain(white, draw_stains(64, 0.2, torch.Generator().manual_seed(1)))
     assert changed.float().mean() > 235
+
+
+def test_least_sharp_picture_is_blurred_by_one_px_and_the_sharpest_is_as_far_from_it() -> None:
+    pixels = torch.randint(60, 190, (400, 3, 24, 24), generator=torch.Generator().manual_seed(1)).byte()
+    shown = refocus(pixels, 1.0, 0.0, torch.Generator().manual_seed(2)).double()
+    blurred = gaussian_filter(pixels.double().numpy(), (0, 0, 1, 1), truncate=2, mode="nearest")
+    away = pixels.double() - torch.from_numpy(blurred)
+    # Each picture as the original and so many times its detail.
+    amount = ((shown - pixels) * away).sum((1, 2, 3)) / (away**2).sum((1, 2, 3))
+    assert amount.min() == pytest.approx(-1, abs=0.02)
+    assert 0.9 < amount.max() < 1.001
+    assert abs(amount.mean()) < 0.1
+    least = amount.argmin()
+    assert (shown[least] - torch.from_numpy(blurred)[least]).abs().max() < 3
+
+
+def test_noise_is_of_up_to_so_many_levels_and_each_pixels_own() -> None:
+    pixels = torch.full((200, 3, 24, 24), 128, dtype=torch.uint8)
+    noise = refocus(pixels, 0.0, 6.0, torch.Generator().manual_seed(1)).double() - 128
+    deviation = noise.std(dim=(1, 2, 3))
+    assert 5.5 < deviation.max() < 6.3 and deviation.min() < 0.5
+    assert deviation.mean() == pytest.approx(3, abs=0.4)
+    loud = noise[deviation.argmax()].flatten(1)
+    assert torch.corrcoef(loud).fill_diagonal_(0).abs().max() < 0.15
+
+
+def test_nothing_to_vary_leaves_the_picture() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 20, 20), generator=torch.Generator().manual_seed(1)).byte()
+    assert torch.equal(refocus(pixels, 0.0, 0.0, torch.Generator().manual_seed(2)), pixels)
+    target = torch.arange(9).view(3, 3)
+    same, labels = zoom(pixels[:1].repeat(1, 1, 3, 3), target, side_px=60)
+    assert torch.equal(same, pixels[:1].repeat(1, 1, 3, 3)) and torch.equal(labels, target)

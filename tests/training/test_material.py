@@ -13,7 +13,8 @@ Tiles = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def dense(tiles: Tiles, *, seed: int = 1, train: int = 4, **values: object) -> DenseMaterial:
-    settings = DenseRecipe(**{"tile_px": 80, "epoch_tiles": 24, "stain_jitter": 0.0} | values)
+    plain = {"stain_jitter": 0.0, "scale_jitter": 0.0, "sharpness_jitter": 0.0, "noise_levels": 0.0}
+    settings = DenseRecipe(**{"tile_px": 80, "epoch_tiles": 24} | plain | values)
     return DenseMaterial(
         *tiles,
         train_idx=np.arange(train),
@@ -42,6 +43,50 @@ def test_label_of_a_window_turns_and_moves_with_its_pixels(tiles: Tiles) -> None
                         assert bool(target[row, column]) == holds_purple(window)
                         checked += 1
     assert checked > 400
+
+
+def test_enlarged_and_shrunk_tiles_have_the_labels_of_what_they_show(tiles: Tiles) -> None:
+    """But at a tumor's edge, as labels stand on a grid of 10 px and are of windows of one size."""
+    checked = {0: 0, 1: 0}
+    for batch in dense(tiles, tile_px=120, scale_jitter=0.25, epoch_tiles=80).epoch(1):
+        assert batch.pixels.shape == (4, 3, 120, 120)
+        assert batch.target.shape == (4, 9, 9)
+        for pixels, target in zip(batch.pixels.permute(0, 2, 3, 1).numpy(), batch.target, strict=True):
+            for row, column in np.argwhere(target.numpy() != NO_LABEL) * 10:
+                around = pixels[max(0, row - 11) : row + 51, max(0, column - 11) : column + 51]
+                inner = pixels[row + 10 : row + 30, column + 10 : column + 30]
+                tumor = int(target[row // 10, column // 10])
+                assert holds_purple(around) if tumor else not holds_purple(inner)
+                checked[tumor] += 1
+    assert min(checked.values()) > 1000
+
+
+def test_tiles_are_shown_at_every_scale_that_was_asked_for(tiles: Tiles) -> None:
+    pixels, labels, slides = tiles
+    ramp = np.broadcast_to(np.arange(160, dtype=np.uint8)[None, None, :, None], pixels.shape).copy()
+    slopes = []
+    for batch in dense((ramp, labels, slides), scale_jitter=0.5, epoch_tiles=200).epoch(1):
+        across = batch.pixels[:, 0].float()
+        slopes += [
+            max((one[0] - one[-1]).abs().max(), (one[:, 0] - one[:, -1]).abs().max()) for one in across
+        ]
+    spans = np.array(slopes) + 1
+    assert spans.min() == pytest.approx(80 / 1.5, abs=5) and spans.max() == pytest.approx(80 * 1.5, abs=5)
+    assert 70 < np.median(spans) < 95
+
+
+def test_sharpness_and_noise_are_varied_where_asked_for(tiles: Tiles) -> None:
+    plain, varied, again = (
+        next(iter(dense(tiles, **values).epoch(1)))
+        for values in (
+            {},
+            {"sharpness_jitter": 1.0, "noise_levels": 5.0},
+            {"sharpness_jitter": 1.0, "noise_levels": 5.0},
+        )
+    )
+    assert torch.equal(plain.target, varied.target)
+    assert not torch.equal(plain.pixels, varied.pixels)
+    assert torch.equal(again.pixels, varied.pixels)
 
 
 def test_tiles_are_drawn_at_tumor_windows_as_often_as_at_others(tiles: Tiles) -> None:
