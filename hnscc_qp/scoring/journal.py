@@ -34,7 +34,7 @@ class TileResult:
     """(rows, columns): they could be read, and were looked at."""
     called: NDArray[np.bool_]
     """(rows, columns): tumor, by both stages."""
-    probabilities: NDArray[np.float16] | None
+    probabilities: NDArray[np.floating] | None
     """(stages, rows, columns) P(tumor), NaN where a stage was not asked; None unless wanted."""
     reason: str | None
     """Why some could not be read."""

@@ -67,7 +67,7 @@ class Scored:
     """(window_rows, window_columns): 1 where both stages say tumor."""
     evaluated: NDArray[np.uint8]
     """The same: 1 where it was looked at."""
-    probabilities: NDArray[np.float16] | None
+    probabilities: NDArray[np.floating] | None
     """(stages, window_rows, window_columns), NaN where a stage was not asked."""
     lost: NDArray[np.uint8]
     """(window_rows, window_columns): 1 where it could not be read."""
@@ -86,6 +86,7 @@ def score_tiles(
     device: torch.device,
     journal: Journal | None = None,
     progress: Progress = SILENT,
+    as_type: type[np.float16] | type[np.float32] = np.float16,
 ) -> Scored:
     """Score the selected windows, tile by tile, in an order that is always the same.
 
@@ -101,6 +102,7 @@ def score_tiles(
         device: where the scorer works.
         journal: what is done already, and where to keep the rest.
         progress: told of every tile.
+        as_type: of the probabilities; a journal keeps float16.
 
     Raises:
         StorageError: the journal can't be written.
@@ -109,7 +111,7 @@ def score_tiles(
     called = np.zeros(selected.shape, np.uint8)
     evaluated = np.zeros_like(called)
     stages = scorer.stages if settings.probabilities else None
-    probabilities = None if stages is None else np.full((stages, *selected.shape), np.nan, np.float16)
+    probabilities = None if stages is None else np.full((stages, *selected.shape), np.nan, as_type)
     lost, reason = np.zeros_like(called), None
 
     def keep(tile: Tile, result: TileResult) -> None:
@@ -225,10 +227,11 @@ def _score(
     return TileResult(wanted, called, probabilities, reason)
 
 
-def _probabilities(margins: NDArray[np.float32], temperatures: tuple[float, ...]) -> NDArray[np.float16]:
+def _probabilities(margins: NDArray[np.float32], temperatures: tuple[float, ...]) -> NDArray[np.float32]:
     """P(tumor) of margins between logits, (stages, rows, columns)."""
     scaled = margins / np.array(temperatures, np.float32)[:, None, None]
-    return torch.from_numpy(scaled).sigmoid().numpy().astype(np.float16)
+    likely: NDArray[np.float32] = torch.from_numpy(scaled).sigmoid().numpy()
+    return likely
 
 
 class _Rate:

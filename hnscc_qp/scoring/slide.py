@@ -157,7 +157,8 @@ def score_slide(
         lost=spread(scored.lost, grid) if lost else None,
         provenance={"slide": slide.name, "mode": mode, "runtime": runtime} | dict(provenance or {}),
     )
-    return SlideScores(score_map, scored.probabilities)
+    likely = scored.probabilities
+    return SlideScores(score_map, None if likely is None else likely.astype(np.float16, copy=False))
 
 
 def _select(

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from torch import Tensor, nn
 
 from hnscc_qp.errors import SlideReadError
 from hnscc_qp.geometry import WINDOW_MPP, WINDOW_PX, Grid
 from hnscc_qp.models.checkpoint import Classifier
-from hnscc_qp.models.dense import DenseClassifier
+from hnscc_qp.models.dense import DenseCascade, DenseClassifier
 from hnscc_qp.models.networks import fold_batch_norms
+from hnscc_qp.patches.cut import cut_windows
 from hnscc_qp.progress import SILENT, Progress
+from hnscc_qp.scoring.dense import DenseScorer
+from hnscc_qp.scoring.pipeline import score_tiles
 from hnscc_qp.scoring.tiles import select_windows
 from hnscc_qp.scoring.windows import WindowBatch, iter_windows
 from hnscc_qp.slides.reader import Slide, require_mpp
 from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.study import Mining, Scoring
-
-_TILE_BLOCKS = 64
-"""Window starts along one side of what the dense recipe scans at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +54,6 @@ class MinedWindows:
         return MinedWindows(self.origins[idx], self.pixels[idx], self.probabilities[idx], self.scanned)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """Windows that the primary has judged."""
-
-    rows: NDArray[np.intp]
-    """(n,) block that each starts on."""
-    columns: NDArray[np.intp]
-    logits: Tensor
-    """(n, 2)"""
-    pixels: NDArray[np.uint8]
-    """(n, 40, 40, 3), a view."""
-
-
 def mine_slide(
     slide: Slide,
     *,
@@ -90,54 +75,32 @@ def mine_slide(
     require_mpp(slide, WINDOW_MPP)
     grid = Grid.of_method(slide.size, slide.pixel_size)
     tissue = find_tissue(slide, grid)
-    selected = select_windows(
-        grid, tissue, min_tissue=scoring.min_tissue, stride_blocks=settings.stride_px // grid.step_px
-    )
-    wanted = int(selected.sum())
-    unreadable: list[tuple[int, SlideReadError]] = []
-
-    def lose(count: int, error: SlideReadError) -> None:
-        unreadable.append((count, error))
-
-    network = fold_batch_norms(primary).to(device)
-    if isinstance(network, DenseClassifier):
-        scan = _scan_tiles(slide, grid, selected, network, device=device, on_unreadable=lose)
+    stride_blocks = settings.stride_px // grid.step_px
+    if isinstance(primary, DenseClassifier):
+        selected = select_windows(grid, tissue, min_tissue=scoring.min_tissue, stride_blocks=stride_blocks)
+        mined, lost, reason = _mine_densely(slide, grid, selected, primary, device=device, progress=progress)
     else:
+        unreadable: list[tuple[int, SlideReadError]] = []
         batches = iter_windows(
             slide,
             grid,
             tissue=tissue,
             min_tissue=scoring.min_tissue,
             batch_size=scoring.batch_size,
-            on_unreadable=lose,
-            stride_blocks=settings.stride_px // grid.step_px,
+            on_unreadable=lambda count, error: unreadable.append((count, error)),
+            stride_blocks=stride_blocks,
         )
-        scan = _scan_windows(batches, network, device=device)
-    origins = [np.empty((0, 2), np.int64)]
-    pixels = [np.empty((0, WINDOW_PX, WINDOW_PX, 3), np.uint8)]
-    probabilities = [np.empty(0, np.float32)]
-    scanned = 0
-    with progress.task(slide.name, wanted, unit="windows") as task, torch.inference_mode():
-        for seen in scan:
-            tumor = (seen.logits[:, 1] > seen.logits[:, 0]).numpy()
-            corners = np.stack([seen.columns, seen.rows], axis=1)[tumor] * grid.step_px
-            origins.append(corners.astype(np.int64))
-            pixels.append(seen.pixels[tumor])
-            likely = (seen.logits / primary.temperature).softmax(dim=1)[:, 1]
-            probabilities.append(likely.numpy()[tumor])
-            scanned += len(seen.rows)
-            task.advance(len(seen.rows))
-    if unreadable:
-        lost, reason = sum(count for count, _ in unreadable), unreadable[0][1]
-        if not scanned:
+        with progress.task(slide.name, None, unit="windows") as task:
+            mined = _mine_windows(batches, grid, primary, device=device, advance=task.advance)
+        lost = sum(count for count, _ in unreadable)
+        reason = str(unreadable[0][1]) if unreadable else None
+    if lost:
+        if not mined.scanned:
             raise SlideReadError(f"{slide.name}: none of its {lost} windows can be decoded: {reason}")
         progress.warn(
-            f"{slide.name}: {lost} of {wanted} windows can't be decoded and are not mined ({reason}); "
-            "scan the slide again"
+            f"{slide.name}: {lost} of {lost + mined.scanned} windows can't be decoded and are not mined "
+            f"({reason}); scan the slide again"
         )
-    mined = MinedWindows(
-        np.concatenate(origins), np.concatenate(pixels), np.concatenate(probabilities), scanned
-    )
     return mined[thin(mined.origins, mined.probabilities, min_distance_px=settings.min_distance_px)]
 
 
@@ -162,43 +125,70 @@ def thin(
     return np.flatnonzero(kept)
 
 
-def _scan_windows(
-    batches: Generator[WindowBatch, None, None], network: nn.Module, *, device: torch.device
-) -> Iterator[_Seen]:
-    with closing(batches):
+def _mine_windows(
+    batches: Generator[WindowBatch, None, None],
+    grid: Grid,
+    primary: Classifier,
+    *,
+    device: torch.device,
+    advance: Callable[[float], None],
+) -> MinedWindows:
+    """All windows of the batches, each seen by itself."""
+    network = fold_batch_norms(primary).to(device)
+    found, scanned = [MinedWindows.none()], 0
+    with closing(batches), torch.inference_mode():
         for batch in batches:
             logits = network(torch.from_numpy(batch.pixels).to(device)).float().cpu()
-            yield _Seen(batch.rows, batch.columns, logits, batch.pixels.transpose(0, 2, 3, 1))
+            tumor = (logits[:, 1] > logits[:, 0]).numpy()
+            corners = np.stack([batch.columns, batch.rows], axis=1)[tumor] * grid.step_px
+            likely = (logits / primary.temperature).softmax(dim=1)[:, 1].numpy()[tumor]
+            pixels = batch.pixels.transpose(0, 2, 3, 1)[tumor]
+            found.append(MinedWindows(corners.astype(np.int64), pixels, likely, len(batch)))
+            scanned += len(batch)
+            advance(len(batch))
+    return MinedWindows(
+        np.concatenate([one.origins for one in found]),
+        np.concatenate([one.pixels for one in found]),
+        np.concatenate([one.probabilities for one in found]),
+        scanned,
+    )
 
 
-def _scan_tiles(
+def _mine_densely(
     slide: Slide,
     grid: Grid,
     selected: NDArray[np.bool_],
-    network: DenseClassifier,
+    primary: DenseClassifier,
     *,
     device: torch.device,
-    on_unreadable: Callable[[int, SlideReadError], None],
-) -> Iterator[_Seen]:
-    """All selected windows of a tile at once; tiles of one shape, with the context that they need."""
-    halo = network.halo_px // grid.step_px
-    length = _TILE_BLOCKS + grid.window_blocks - 1 + 2 * halo
-    for top in range(0, selected.shape[0], _TILE_BLOCKS):
-        for left in range(0, selected.shape[1], _TILE_BLOCKS):
-            rows, columns = np.nonzero(selected[top : top + _TILE_BLOCKS, left : left + _TILE_BLOCKS])
-            if not len(rows):
-                continue
-            region = grid.region(top - halo, left - halo, rows=length, columns=length)
-            try:
-                pixels = slide.read(region, grid.mpp)
-            except SlideReadError as error:
-                on_unreadable(len(rows), error)
-                continue
-            tile = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None]
-            logits = network(tile)[0, :, rows + halo, columns + halo].T.float().cpu()
-            views = sliding_window_view(pixels, (grid.window_px, grid.window_px), axis=(0, 1))
-            cut = views[(rows + halo) * grid.step_px, (columns + halo) * grid.step_px]
-            yield _Seen(rows + top, columns + left, logits, cut.transpose(0, 2, 3, 1))
+    progress: Progress,
+) -> tuple[MinedWindows, int, str | None]:
+    """All selected windows as scoring sees them; how many can't be decoded, and why.
+
+    By PyTorch in 32 bits: what is mined does not depend on what else is installed.
+    """
+    stages = DenseCascade(primary, None).stages(runtime="torch", device=device, bfloat16=False)
+    scored = score_tiles(
+        slide,
+        grid,
+        selected,
+        scorer=DenseScorer(stages, grid),
+        temperatures=(primary.temperature,),
+        settings=Scoring(probabilities=True),
+        device=device,
+        progress=progress,
+        as_type=np.float32,
+    )
+    assert scored.probabilities is not None
+    rows, columns = np.nonzero(scored.called)
+    origins = np.stack([columns, rows], axis=1).astype(np.int64) * grid.step_px
+    pixels = cut_windows(slide, grid, origins[:, 0], origins[:, 1])
+    likely = scored.probabilities[0, rows, columns].astype(np.float32)
+    return (
+        MinedWindows(origins, pixels, likely, int(scored.evaluated.sum())),
+        int(scored.lost.sum()),
+        scored.reason,
+    )
 
 
 def why_no_secondary(false_positives: Mapping[str, int], settings: Mining) -> str | None:
