@@ -22,6 +22,8 @@ from hnscc_qp.geometry import STEP_PX
 from hnscc_qp.models.parts import WINDOW_CELLS, Parts
 
 _PIECE_CELLS = 64
+_CROP_CELLS = 32
+"""So there are four sizes of piece; to build the parts for one takes 0.5 s of a core."""
 
 
 def is_installed() -> bool:
@@ -38,6 +40,7 @@ class OpenVinoRuntime:
 
         self.network = network
         self.piece_cells = _PIECE_CELLS
+        self.crop_cells = _CROP_CELLS
         self._openvino: Any = openvino
         self._core: Any = openvino.Core()
         self._precision = "bf16" if bfloat16 else "f32"

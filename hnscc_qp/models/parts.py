@@ -33,6 +33,7 @@ _LATER_REACH_CELLS = 3
 _NARROW = 256
 """Channels between parts of three cells' reach."""
 _PIECE_CELLS = {"cpu": 48, "cuda": 192}
+_CROP_CELLS = 8
 _SMALL_CELLS = 24
 
 
@@ -161,6 +162,8 @@ class Runtime(Protocol):
     network: Parts
     piece_cells: int
     """Side of the pieces that it works on best."""
+    crop_cells: int
+    """What is left out of a piece is a multiple of this: each size takes the runtime some making."""
 
     def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         """Pass pieces through a part.
@@ -185,6 +188,7 @@ class TorchRuntime:
         """Copy the layers to a device; with `bfloat16` they work in that, but for the last one."""
         self.network = network
         self.piece_cells = _PIECE_CELLS.get(device.type, _PIECE_CELLS["cpu"])
+        self.crop_cells = _CROP_CELLS
         self._device = device
         self._dtype = torch.bfloat16 if bfloat16 else torch.float32
         self._parts = [
@@ -216,13 +220,12 @@ class TorchRuntime:
                 for left, right in pairwise(columns)
             ]
         made = iter(self._run_all(0, cuts))
-        return [
-            gather(
-                [(top * scale, left * scale, next(made)) for top, left in places_of_one],
-                size=tuple((length // STEP_PX - 2 * margin) * scale for length in piece.shape[:2]),
-            )
-            for piece, places_of_one in zip(pieces, places, strict=True)
-        ]
+        whole = []
+        for piece, places_of_one in zip(pieces, places, strict=True):
+            height, width = ((length // STEP_PX - 2 * margin) * scale for length in piece.shape[:2])
+            placed = [(top * scale, left * scale, next(made)) for top, left in places_of_one]
+            whole.append(gather(placed, size=(height, width)))
+        return whole
 
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         threads = torch.get_num_threads()

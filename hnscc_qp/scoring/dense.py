@@ -8,7 +8,7 @@ slide is cut; and it is computed once, and kept while tiles to come need it. The
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,8 +26,6 @@ _TILE_PIECES = 2
 _MOST_WAITING_BYTES = 512 << 20
 """Of pixels and features that wait for tiles to come; it bounds the length of a row of tiles."""
 _WAITING_ROWS = 3
-_CROP_CELLS = 8
-"""What is left out of a piece is a multiple of this."""
 _WHITE = 255
 
 
@@ -71,14 +69,15 @@ class _Wanted:
     left: int
     """Cells of the slide where they begin."""
 
-    def of(self, piece: Piece, side: int, *, reach: int, cells: int = WINDOW_CELLS) -> Cells | None:
+    def of(
+        self, piece: Piece, side: int, *, reach: int, crop: int, cells: int = WINDOW_CELLS
+    ) -> Cells | None:
         """The part of a piece that any depends on; None if none does.
-
-        Its edges lie on multiples of a few cells: there are only so many shapes.
 
         Args:
             piece: which.
             side: of pieces.
+            crop: its edges lie on multiples of so many cells within the piece, so there are few sizes.
             reach: how far around it what is made of a cell depends on cells of the piece.
             cells: of a window that are made, along its side.
         """
@@ -88,14 +87,14 @@ class _Wanted:
         rows = slice(first_row, max(top - self.top + side + reach, 0))
         columns = slice(first_column, max(left - self.left + side + reach, 0))
         near = self.windows[rows, columns]
-        down, across = near.any(axis=1).nonzero()[0], near.any(axis=0).nonzero()[0]
+        down, across = (np.flatnonzero(near.any(axis=axis)) for axis in (1, 0))
         if not len(down):
             return None
         first_row, first_column = first_row + self.top - top, first_column + self.left - left
         spans = [
             (
-                max(first + int(at[0]) - reach, 0) // _CROP_CELLS * _CROP_CELLS,
-                min(-(-(first + int(at[-1]) + cells + reach) // _CROP_CELLS) * _CROP_CELLS, side),
+                max(first + int(at[0]) - reach, 0) // crop * crop,
+                min(-(-(first + int(at[-1]) + cells + reach) // crop) * crop, side),
             )
             for first, at in ((first_row, down), (first_column, across))
         ]
@@ -114,6 +113,7 @@ class DenseScorer:
         self._phases = max(1, STEP_PX // grid.step_px)
         self._every = max(1, grid.step_px // STEP_PX)
         self._side = piece_cells or min(stage.piece_cells for stage in stages)
+        self._crop = max(stage.crop_cells for stage in stages)
         self._tile_cells = self._side * _TILE_PIECES
         self.tile_blocks = self._tile_cells * STEP_PX // grid.step_px
         # All stages take the same pixels.
@@ -194,7 +194,7 @@ class DenseScorer:
     def _area_of(self, piece: Piece) -> Area:
         """What is read for a piece: for any stage, and for windows of any tile."""
         reach = max(sum(part.margin for part in stage.network.parts[1:]) for stage in self._runtimes)
-        cells = self._selected[piece.shift].of(piece, self._side, reach=reach)
+        cells = self._selected[piece.shift].of(piece, self._side, reach=reach, crop=self._crop)
         assert cells is not None, "only pieces that a window needs are read"
         rows, columns = cells.size
         margin, (down, right) = self._pixel_margin, piece.shift
@@ -225,7 +225,8 @@ class DenseScorer:
             for row in range(top, top + _TILE_PIECES)
             for column in range(left, left + _TILE_PIECES)
         ]
-        found = [_crop(own, lambda piece: asked.of(piece, side, reach=0, cells=1))]
+        crops = {piece: asked.of(piece, side, reach=0, crop=self._crop, cells=1) for piece in own}
+        found = [{piece: cells for piece, cells in crops.items() if cells}]
         for index in range(len(parts) - 1, 0, -1):
             reach = sum(part.margin for part in parts[index:])
             before = {
@@ -235,9 +236,10 @@ class DenseScorer:
                 for row in range(around.top // side, (around.bottom - 1) // side + 1)
                 for column in range(around.left // side, (around.right - 1) // side + 1)
             }
-            found.insert(
-                0, _crop(sorted(before), lambda piece, reach=reach: all_wanted.of(piece, side, reach=reach))
-            )
+            crops = {
+                piece: all_wanted.of(piece, side, reach=reach, crop=self._crop) for piece in sorted(before)
+            }
+            found.insert(0, {piece: cells for piece, cells in crops.items() if cells})
         return found
 
     def _around(self, number: int, part: int, cells: Cells) -> Cells:
@@ -313,10 +315,10 @@ class DenseScorer:
     def _of_white(self, number: int) -> torch.Tensor:
         if number not in self._blank:
             part = self._runtimes[number].network.parts[0]
-            side = (_CROP_CELLS + 2 * part.margin) * STEP_PX
+            side = (self._crop + 2 * part.margin) * STEP_PX
             white = torch.full((side, side, 3), _WHITE, dtype=torch.uint8)
             (made,) = self._runtimes[number].run(0, [white])
-            middle = slice(_CROP_CELLS // 2 * part.side, (_CROP_CELLS // 2 + 1) * part.side)
+            middle = slice(self._crop // 2 * part.side, (self._crop // 2 + 1) * part.side)
             self._blank[number] = made[..., middle, middle].clone()
         return self._blank[number]
 
@@ -341,9 +343,3 @@ class DenseScorer:
         ]
         rows, columns = around.size
         return gather(placed, size=(rows * scale, columns * scale))
-
-
-def _crop(pieces: Iterable[Piece], of: Callable[[Piece], Cells | None]) -> dict[Piece, Cells]:
-    """The pieces of which anything is left."""
-    found = ((piece, of(piece)) for piece in pieces)
-    return {piece: cells for piece, cells in found if cells is not None}

@@ -114,12 +114,21 @@ def test_a_real_network_votes_alike_on_two_tilings():
 
 
 def called(
-    slide, cascade, *, piece_cells: int, step_px: int = 10, settings: Scoring | None = None, selected=None
+    slide,
+    cascade,
+    *,
+    piece_cells: int,
+    step_px: int = 10,
+    settings: Scoring | None = None,
+    selected=None,
+    crop_cells: int = 8,
 ):
     grid = grid_of(slide, step_px)
     settings = settings or Scoring()
     low = settings.precision == "bfloat16" and not settings.exact
-    stages = cascade.stages(runtime="torch", device=CPU, bfloat16=low)
+    stages = [copy.copy(stage) for stage in cascade.stages(runtime="torch", device=CPU, bfloat16=low)]
+    for stage in stages:
+        stage.crop_cells = crop_cells
     if selected is None:
         selected = np.ones((grid.window_rows, grid.window_columns), bool)
     return score_tiles(
@@ -151,12 +160,17 @@ def test_votes_do_not_depend_on_how_the_slide_is_cut(slide, cascade, expected, p
     assert np.array_equal(called(slide, cascade, piece_cells=piece_cells), expected)
 
 
-@pytest.mark.parametrize("step_px", [5, 10])
-def test_what_is_skipped_around_a_window_changes_no_vote(slide, cascade, step_px):
+@pytest.mark.parametrize(
+    ("step_px", "piece_cells", "crop_cells"), [(5, 2, 1), (10, 12, 1), (10, 8, 4), (10, 2, 8)]
+)
+def test_what_is_skipped_around_a_window_changes_no_vote(slide, cascade, step_px, piece_cells, crop_cells):
     everywhere = called(slide, cascade, piece_cells=4, step_px=step_px)
-    for seed in range(8):
-        selected = np.random.default_rng(seed).random(everywhere.shape) < 0.05
-        some = called(slide, cascade, piece_cells=2, step_px=step_px, selected=selected)
+    for seed in range(6):
+        share = 0.05 if seed % 2 else 0.01
+        selected = np.random.default_rng(seed).random(everywhere.shape) < share
+        some = called(
+            slide, cascade, piece_cells=piece_cells, step_px=step_px, selected=selected, crop_cells=crop_cells
+        )
         assert np.array_equal(some.astype(bool), everywhere.astype(bool) & selected)
 
 
@@ -202,6 +216,21 @@ def test_of_a_few_windows_no_more_is_computed_than_they_depend_on(slide, cascade
     called(slide, DenseCascade(cascade.primary, None), piece_cells=48, selected=selected.astype(bool))
     assert sum(piece[..., 0].numel() for piece in passed) < whole / 4
     assert sum(region.width * region.height for region in slide.reads) < 300 * 300
+
+
+def test_what_is_left_of_pieces_has_few_sizes(slide, cascade, monkeypatch):
+    sizes: dict[int, set[tuple[int, ...]]] = {}
+    run = TorchRuntime.run
+
+    def seen(self, number, pieces):
+        sizes.setdefault(number, set()).update(tuple(piece.shape) for piece in pieces)
+        return run(self, number, pieces)
+
+    monkeypatch.setattr(TorchRuntime, "run", seen)
+    selected = np.random.default_rng(3).random(called(slide, cascade, piece_cells=48).shape) < 0.02
+    sizes.clear()
+    called(slide, cascade, piece_cells=8, selected=selected, crop_cells=4)
+    assert [1 < len(of_part) <= 4 for of_part in sizes.values()] == [True] * 3
 
 
 def test_narrow_panels_for_little_memory_change_no_vote(slide, cascade, expected, monkeypatch):
