@@ -124,7 +124,7 @@ def read_score_map(path: Path) -> ScoreMap:
     """Read what `write_score_map` wrote.
 
     Raises:
-        ScoreMapError: the file is missing, damaged, or not a score map of ours.
+        ScoreMapError: the file is missing, damaged, of an older version, or not a score map of ours.
     """
     remedy = "score the slide again (hnscc-qp score)"
     try:
@@ -132,6 +132,11 @@ def read_score_map(path: Path) -> ScoreMap:
             facts = _facts(tiff.ome_metadata)
             if facts is None:
                 raise ScoreMapError(f"{path} is not a score map of hnscc-qp; {remedy}")
+            if len(tiff.pages) < len(_CHANNELS):
+                raise ScoreMapError(
+                    f"{path} is a score map of an older version, which did not tell damage "
+                    f"from glass; {remedy}"
+                )
             votes, coverage, lost = (page.asarray() for page in tiff.pages[: len(_CHANNELS)])
         grid = facts["grid"]
         return ScoreMap(

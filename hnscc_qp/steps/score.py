@@ -51,14 +51,14 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
     cascade, models = load_cascade(context)
     mode = choose_mode(cascade, context.study.scoring)
     runtime = choose_runtime(cascade, context.study.scoring, choose_device(context.study.device))
-    settings = scoring_settings(context)
+    settings = scoring_settings(context, runtime)
     inputs = models | {f"image {image.entry_id}": placement(image) for image in context.project.images}
     if not only and (done := context.finished(STEP, settings, inputs)):
         return done
     folder = context.generation.step(STEP)
 
     def job(image: ImageEntry) -> ScoreJob:
-        key = score_key(context, image, models)
+        key = score_key(context, image, models, runtime)
         return ScoreJob(
             context.study,
             context.generation.name,

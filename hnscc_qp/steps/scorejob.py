@@ -15,6 +15,7 @@ from hnscc_qp import __version__
 from hnscc_qp.errors import ClusterError, ScoreMapError
 from hnscc_qp.files import sha256_file, storing
 from hnscc_qp.generation import step_key
+from hnscc_qp.models import openvino
 from hnscc_qp.models.cascade import AnyCascade
 from hnscc_qp.models.dense import RuntimeName
 from hnscc_qp.models.device import choose_device
@@ -124,13 +125,18 @@ def run_job_remotely(job: ScoreJob) -> SlideResult:
     """Do a job in another process: find the study's files there, and see that they are the job's.
 
     Raises:
-        ClusterError: the worker has another version of the program, or other models or another project than
-            the machine that asked.
+        ClusterError: the worker has another version of the program, other models, another project than the
+            machine that asked, or not what that computes with.
         HnsccQpError: see `run_job`.
     """
     if job.version != __version__:
         raise ClusterError(
             f"a worker has hnscc-qp {__version__}, this machine {job.version}; install the same one on all"
+        )
+    if job.runtime == "openvino" and not openvino.is_installed():
+        raise ClusterError(
+            "a worker has no OpenVINO, which this machine computes with; run "
+            "pip install 'hnscc-qp[openvino]' there, or score with --runtime torch"
         )
     listener = _Listener()
     context = Context(job.study, progress=listener)
@@ -140,7 +146,7 @@ def run_job_remotely(job: ScoreJob) -> SlideResult:
             "the same path, with all workers"
         )
     image = next((one for one in context.project.images if one.entry_id == job.image.entry_id), None)
-    if image is None or score_key(context, image, dict(job.models)) != job.key:
+    if image is None or score_key(context, image, dict(job.models), job.runtime) != job.key:
         raise ClusterError(
             f"a worker finds another {job.image.name} in {job.study.project}, or another stain reference, "
             "than this machine; share those folders, at the same path, with all workers"
@@ -167,14 +173,15 @@ def _cascade_of(study: Study, generation: str, models: tuple[tuple[str, str], ..
     return cascade
 
 
-def scoring_settings(context: Context) -> dict[str, Any]:
-    """All settings that bear on scores."""
-    return context.study.settings("scoring") | {"stain": context.stain}
+def scoring_settings(context: Context, runtime: RuntimeName) -> dict[str, Any]:
+    """All settings that bear on scores, with what computes in place of `auto`."""
+    settings = context.study.settings("scoring")
+    return settings | {"scoring": settings["scoring"] | {"runtime": runtime}, "stain": context.stain}
 
 
-def score_key(context: Context, image: ImageEntry, models: Mapping[str, str]) -> str:
-    """What identifies the score map of an image: settings, models, and how the image is placed."""
-    return step_key(STEP, scoring_settings(context), dict(models) | {"image": placement(image)})
+def score_key(context: Context, image: ImageEntry, models: Mapping[str, str], runtime: RuntimeName) -> str:
+    """What identifies the score map of an image: settings, models, runtime, and how the image is placed."""
+    return step_key(STEP, scoring_settings(context, runtime), dict(models) | {"image": placement(image)})
 
 
 def score_map_file(context: Context, image: ImageEntry) -> Path:

@@ -150,6 +150,18 @@ def test_damaged_files_are_named_with_a_remedy(tmp_path, score_map):
         assert "\n" not in str(caught.value)
 
 
+def test_a_map_of_an_older_version_is_named_so_and_not_called_damaged(tmp_path, score_map):
+    path, old = tmp_path / "map.ome.tif", tmp_path / "old.ome.tif"
+    write_score_map(path, score_map)
+    with tifffile.TiffFile(path) as tiff, tifffile.TiffWriter(old) as writer:
+        told = tiff.ome_metadata.replace('SizeC="3"', 'SizeC="2"').encode()
+        for page in tiff.pages[:2]:  # votes and coverage
+            writer.write(page.asarray(), description=told, metadata=None, photometric="minisblack")
+            told = None
+    with pytest.raises(ScoreMapError, match=r"of an older version.*score the slide again \(.*\)$"):
+        read_score_map(old)
+
+
 def test_images_of_others_and_missing_files_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "other.ome.tif", np.zeros((2, 8, 8), np.uint8), metadata={"axes": "CYX"})
     tifffile.imwrite(tmp_path / "plain.tif", np.zeros((8, 8), np.uint8))

@@ -18,9 +18,15 @@ from steps.scoring_studies import FOLDER, command, environment, give_models, map
 from studies import STUDY, new_image, write_slide, write_study
 
 from hnscc_qp.cli.main import main
+from hnscc_qp.errors import ClusterError
+from hnscc_qp.models import openvino
+from hnscc_qp.progress import SILENT
 from hnscc_qp.qupath.create import create_project
 from hnscc_qp.scoring.probabilities import read_probabilities
 from hnscc_qp.scoring.score_map import read_score_map
+from hnscc_qp.steps.context import Context
+from hnscc_qp.steps.scorejob import ScoreJob, run_job_remotely
+from hnscc_qp.studyfile import load_study
 
 
 @pytest.fixture
@@ -187,6 +193,64 @@ def test_dense_models_are_scored_densely_and_window_models_are_not(study: Path, 
     code, told = call("score", study, "--mode", "exact")
     assert code == 1
     assert 'the models have the recipe "dense"' in told
+
+
+def test_openvino_where_it_can_not_be_had_is_refused_with_the_reason(
+    study: Path, call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*options: str) -> str:
+        code, told = call("score", study, "--runtime", "openvino", *options)
+        assert code == 1
+        assert not maps(study)
+        return " ".join(told.split())
+
+    assert "works with dense models only" in refused()
+    give_models(study, dense=True)
+    assert "does not promise exact arithmetic" in refused("--exact-arithmetic")
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    assert "is not installed; run: pip install 'hnscc-qp[openvino]', or set runtime" in refused()
+
+
+@pytest.mark.skipif(not openvino.is_installed(), reason="needs hnscc-qp[openvino]")
+def test_a_map_made_by_another_runtime_is_made_again_though_both_were_chosen_by_themselves(
+    study: Path, call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_models(study, dense=True)
+    path = study.parent / FOLDER / "score" / "1 S1.tif.ome.tiff"
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "is_installed", lambda: False)
+        assert call("score", study, "--image", "S1.tif")[0] == 0
+    first = read_score_map(path).provenance
+    assert call("score", study, "--image", "S1.tif")[0] == 0
+    second = read_score_map(path).provenance
+    assert (first["runtime"], second["runtime"]) == ("torch", "openvino")
+    assert first["key"] != second["key"]
+    assert call("score", study, "--image", "S1.tif", "--runtime", "openvino")[0] == 0
+    assert read_score_map(path).provenance == second
+
+
+def test_a_worker_without_what_computes_says_so(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(load_study(study), progress=SILENT)
+    job = ScoreJob(
+        context.study,
+        context.generation.name,
+        context.project.images[0],
+        (),
+        "",
+        runtime="openvino",
+        force=False,
+    )
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    with pytest.raises(ClusterError, match=r"a worker has no OpenVINO.*--runtime torch"):
+        run_job_remotely(job)
+
+
+def test_a_model_for_another_resolution_is_refused(study: Path, call) -> None:
+    card = study.parent / FOLDER / "primary" / "model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"window_mpp": 0.5}))
+    code, told = call("score", study)
+    assert code == 1
+    assert "'window_mpp' is 0.5, this program knows only 1.0" in " ".join(told.split())
 
 
 def test_strides_change_the_votes_of_a_place_and_not_their_meaning(study: Path, call) -> None:
