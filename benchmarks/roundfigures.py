@@ -1,6 +1,7 @@
 """What the generations of a simulated review are worth on slides that no round shows: see `review_rounds.py`.
 
-Each generation's figures at its own threshold, as the product calls it; and figures that hang on no
+Each generation's figures at its own threshold, as the product calls it, and at the middle of the thresholds
+that separate its development set, of which the method takes the lowest; and figures that hang on no
 threshold, for thresholds jump where a handful of slides chooses them. For these the test slides of an arm are
 swept together, by votes, 0 to 16, and more finely by the mean P(tumor) of a block's windows (the lower of
 both stages' where both were asked), in steps of 1/200. Between two steps, and from the strictest one to
@@ -32,7 +33,6 @@ from hnscc_qp.review.judged import judge
 from hnscc_qp.review.outcome import slide_outcome
 from hnscc_qp.scoring.probabilities import read_probabilities
 from hnscc_qp.scoring.score_map import ScoreMap, read_score_map
-from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.slides.tissue import find_tissue
 from hnscc_qp.steps import calibrate, score
 from hnscc_qp.steps.context import Context
@@ -90,11 +90,14 @@ class Tested:
     """A test slide under one generation: at its threshold, and at every other."""
 
     outcome: SlideOutcome
-    at_threshold: tuple[float, float]
-    """µm² of true tumor found, and µm² found farther from it than a window reaches: what is nearer, windows
-    with tumor may cover."""
+    lowest: int
+    """The generation's threshold, in votes."""
+    middle: int
+    """Of the thresholds that separate its development set; the same as `lowest` where none does."""
+    max_votes: int
     by_votes: Floats
-    """(2, 17) the same two at every number of votes, from 0 (all that was looked at) to 16."""
+    """(2, 17) µm² of true tumor found, and µm² found farther from it than a window reaches (what is nearer,
+    windows with tumor may cover), at every number of votes, from 0 (all that was looked at) to 16."""
     by_probability: Floats
     """(2, 201) the same at every mean P(tumor)."""
     truth_um2: float
@@ -108,7 +111,8 @@ def tested(folder: Path, generation: str, cases: Sequence[Case]) -> list[Tested]
     context = Context(study, progress=SILENT, at=Generation(study.root / "generations" / generation))
     calibrated = context.generation.need(calibrate.STEP, command="calibrate")
     calls = {slide["image"]: slide["call"] for slide in calibrated["slides"]}
-    threshold = float(calibrated["counts"]["threshold score"])
+    threshold = json.loads((context.generation.step(calibrate.STEP) / calibrate.THRESHOLD_FILE).read_text())
+    middle = sum(threshold["interval"]) // 2 if threshold["interval"] else threshold["votes"]
     found = []
     for image, case in zip(context.project.images, cases, strict=True):
         if case.part != "test":
@@ -130,7 +134,6 @@ def tested(folder: Path, generation: str, cases: Sequence[Case]) -> list[Tested]
         true, around = judged(outlines(case)), judged(near)
         weights = np.stack([true.tumor_um2, around.judged_um2 - around.tumor_um2])
         seen = score_map.coverage > 0
-        needed = votes_for(threshold, score_map.max_level)
         probabilities = read_probabilities(probabilities_file(context, image))
         by_votes = _by_level(score_map.votes, seen, weights, score_map.max_level)
         found.append(
@@ -144,11 +147,13 @@ def tested(folder: Path, generation: str, cases: Sequence[Case]) -> list[Tested]
                     patient=case.name,
                     positive=case.positive,
                     call=calls[image.name],
-                    threshold_votes=needed,
+                    threshold_votes=threshold["votes"],
                     classes=study.classes,
                     settings=study.patches,
                 ),
-                (float(by_votes[0, needed]), float(by_votes[1, needed])),
+                threshold["votes"],
+                middle,
+                score_map.max_votes,
                 by_votes,
                 _by_level(_mean_probability(probabilities, score_map), seen, weights, _STEPS),
                 float(true.tumor_um2.sum()),
@@ -183,16 +188,27 @@ def _mean_probability(stages: NDArray[np.float16], score_map: ScoreMap) -> NDArr
     return np.rint(_STEPS * total / np.maximum(count, 1)).astype(np.int64)
 
 
-def false_per_mm2(slides: Sequence[Tested], counts: Any) -> float | None:
-    """False-positive area in µm² by mm² of tissue that no window with tumor reaches."""
+def false_per_mm2(where: str, slides: Sequence[Tested], counts: Any) -> float | None:
+    """False-positive area in µm² by mm² of tissue that no window with tumor reaches, at a threshold."""
     free = _sum(counts, [one.free_um2 for one in slides])
-    return _sum(counts, [one.at_threshold[1] for one in slides]) / free * 1e6 if free else None
+    false = _sum(counts, [one.by_votes[1, getattr(one, where)] for one in slides])
+    return false / free * 1e6 if free else None
 
 
-def area_sensitivity(slides: Sequence[Tested], counts: Any) -> float | None:
-    """Share of the true tumor's area that is found."""
+def area_sensitivity(where: str, slides: Sequence[Tested], counts: Any) -> float | None:
+    """Share of the true tumor's area that is found at a threshold."""
     truth = _sum(counts, [one.truth_um2 for one in slides])
-    return _sum(counts, [one.at_threshold[0] for one in slides]) / truth if truth else None
+    return _sum(counts, [one.by_votes[0, getattr(one, where)] for one in slides]) / truth if truth else None
+
+
+def slides_right(where: str, positive: bool, slides: Sequence[Tested], counts: Any) -> float | None:
+    """Share of the positive, or of the negative, slides that a threshold calls rightly."""
+    of = _sum(counts, [one.outcome.positive is positive for one in slides])
+    right = [
+        one.outcome.positive is positive and (one.max_votes >= getattr(one, where)) is positive
+        for one in slides
+    ]
+    return _sum(counts, right) / of if of else None
 
 
 def false_at(sensitivity: float, curve: str, slides: Sequence[Tested], counts: Any) -> float | None:
@@ -240,18 +256,22 @@ def _of_outcomes(figure: Any) -> Figure:
 
 
 AT_THRESHOLD: dict[str, Figure] = {
-    "false µm² per mm²": false_per_mm2,
-    "area sensitivity": area_sensitivity,
+    "false µm² per mm²": partial(false_per_mm2, "lowest"),
+    "area sensitivity": partial(area_sensitivity, "lowest"),
     "slide sensitivity": _of_outcomes(GATE["sensitivity"]),
     "slide specificity": _of_outcomes(GATE["specificity"]),
     "Dice": _of_outcomes(GATE["dice"]),
     "FROC": _of_outcomes(GATE["froc"]),
+    "false µm² per mm² at the middle": partial(false_per_mm2, "middle"),
+    "area sensitivity at the middle": partial(area_sensitivity, "middle"),
+    "slide sensitivity at the middle": partial(slides_right, "middle", True),
+    "slide specificity at the middle": partial(slides_right, "middle", False),
 }
 
 
 def without_threshold(start: Sequence[Tested]) -> dict[str, Figure]:
     """The figures that hang on no threshold, given the slides under the first generation."""
-    found = area_sensitivity(start, np.ones(len(start)))
+    found = area_sensitivity("lowest", start, np.ones(len(start)))
     figures: dict[str, Figure] = {}
     for curve, words in (("by_votes", "by votes"), ("by_probability", "by P")):
         figures[f"false µm² per mm² at {SENSITIVITY}, {words}"] = partial(false_at, SENSITIVITY, curve)
@@ -293,9 +313,9 @@ def _print_generation(
     generation = folder / "generations" / note["generation"]
     said = folder / f"said-{number}.json"
     words = said.read_text() if said.exists() else ""
-    threshold = json.loads((generation / "calibrate" / "manifest.json").read_text())["counts"]
     print(  # noqa: T201
-        f"{folder.name} {number}: {note['seconds']} s, threshold {threshold['threshold votes']}/16 {words}"
+        f"{folder.name} {number}: {note['seconds']} s, threshold {slides[0].lowest}/16, middle of those that "
+        f"separate {slides[0].middle}/16 {words}"
     )
     secondary = json.loads((generation / "secondary" / "manifest.json").read_text())
     print(f"    the secondary: {'; '.join(secondary['notes'])}")  # noqa: T201

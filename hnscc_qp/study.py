@@ -292,6 +292,8 @@ class Calibration(_Settings):
 
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Wanted on the development set where no threshold separates it perfectly."""
+    within: Literal["lowest", "middle"] = "lowest"
+    """Which of the thresholds that separate the development set: the lowest, the paper's, or the middle."""
     min_lesion_um2: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = 0.0
     """A slide is positive from a connected region over the threshold of this area on; 0, the paper's: any
     block. `auto`: the smallest area with which the development set is separated, or else called best."""

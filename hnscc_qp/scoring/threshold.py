@@ -10,6 +10,8 @@ from typing import Literal
 from hnscc_qp.errors import CohortError
 from hnscc_qp.scoring.extent import votes_reached
 
+Within = Literal["lowest", "middle"]
+"""Which of the thresholds that separate the development set."""
 LEVELS = 16
 """Windows over a block at the method's stride, and so the largest number of votes."""
 
@@ -79,7 +81,9 @@ class Threshold:
         return self.votes / self.levels
 
 
-def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Threshold:
+def choose_threshold(
+    slides: Sequence[SlideScore], *, sensitivity: float, within: Within = "lowest"
+) -> Threshold:
     """Choose the paper's threshold: the lower end of the interval that separates the development set.
 
     Where the highest score of every negative slide is below that of every positive one, the
@@ -91,6 +95,7 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
     Args:
         slides: the development set.
         sensitivity: wanted share of positive slides found, 0..1, where no threshold separates.
+        within: `middle` takes the middle of the interval instead, the lower one of two.
 
     Raises:
         CohortError: no slide is positive.
@@ -110,7 +115,7 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
     sweep = tuple(_judge(votes, positives, negatives) for votes in range(1, levels + 1))
     interval = _separating(positives, negatives)
     if interval:
-        votes = interval[0]
+        votes = interval[0] if within == "lowest" else sum(interval) // 2
     else:
         # Sensitivities are shares of a few slides: 0.7 wanted of 7/10 must not fail by rounding.
         votes = max((level.votes for level in sweep if level.sensitivity >= sensitivity - 1e-9), default=1)
@@ -130,7 +135,7 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
         sweep=sweep,
         sentence=(
             f"A score of {votes}/{levels} = {votes / levels:.4f} calls a slide positive. "
-            f"{_reason(chosen, interval, levels, sensitivity, bool(negatives))} "
+            f"{_reason(chosen, interval, levels, sensitivity, bool(negatives), within=within)} "
             f"On the development set ({len(slides)} slides of {patients} patients) it finds "
             f"{len(positives) - len(missed)} of {len(positives)} positive slides and falsely calls "
             f"{len(false_alarms)} of {len(negatives)} negative ones."
@@ -138,7 +143,9 @@ def choose_threshold(slides: Sequence[SlideScore], *, sensitivity: float) -> Thr
     )
 
 
-def choose_threshold_and_area(slides: Sequence[SlideScore], *, sensitivity: float) -> Threshold:
+def choose_threshold_and_area(
+    slides: Sequence[SlideScore], *, sensitivity: float, within: Within = "lowest"
+) -> Threshold:
     """Choose the threshold together with the smallest lesion area, by the same rule.
 
     It is the smallest area with which the development set is separated; where no area separates it, the one
@@ -148,6 +155,7 @@ def choose_threshold_and_area(slides: Sequence[SlideScore], *, sensitivity: floa
     Args:
         slides: the development set, with `largest_um2`.
         sensitivity: as `choose_threshold`.
+        within: as `choose_threshold`.
 
     Raises:
         CohortError: as `choose_threshold`.
@@ -160,19 +168,22 @@ def choose_threshold_and_area(slides: Sequence[SlideScore], *, sensitivity: floa
         for area in slide.largest_um2
         if 0 < area < most
     }
-    best = choose_with_area(slides, 0.0, sensitivity=sensitivity)
+    best = choose_with_area(slides, 0.0, sensitivity=sensitivity, within=within)
     for area in sorted(areas):
         if best.separates:
             break
-        tried = choose_with_area(slides, area, sensitivity=sensitivity)
+        tried = choose_with_area(slides, area, sensitivity=sensitivity, within=within)
         if _merit(tried, sensitivity) > _merit(best, sensitivity):
             best = tried
     return best
 
 
-def choose_with_area(slides: Sequence[SlideScore], min_lesion_um2: float, *, sensitivity: float) -> Threshold:
+def choose_with_area(
+    slides: Sequence[SlideScore], min_lesion_um2: float, *, sensitivity: float, within: Within = "lowest"
+) -> Threshold:
     """`choose_threshold` where only regions of at least some area count."""
-    chosen = choose_threshold([slide.at_least(min_lesion_um2) for slide in slides], sensitivity=sensitivity)
+    counted = [slide.at_least(min_lesion_um2) for slide in slides]
+    chosen = choose_threshold(counted, sensitivity=sensitivity, within=within)
     if min_lesion_um2 <= 0:
         return chosen
     sentence = f"Only regions of at least {min_lesion_um2:.0f} µm² count. {chosen.sentence}"
@@ -210,11 +221,18 @@ def _separating(positives: Sequence[SlideScore], negatives: Sequence[SlideScore]
 
 
 def _reason(
-    chosen: Level, interval: tuple[int, int] | None, levels: int, sensitivity: float, any_negatives: bool
+    chosen: Level,
+    interval: tuple[int, int] | None,
+    levels: int,
+    sensitivity: float,
+    any_negatives: bool,
+    *,
+    within: Within,
 ) -> str:
     if interval:
         low, high = (f"{votes / levels:.4f}" for votes in interval)
-        return f"It is the lower end of the thresholds that separate the development set, {low} to {high}."
+        which = "lower end" if within == "lowest" else "middle"
+        return f"It is the {which} of the thresholds that separate the development set, {low} to {high}."
     why = "No threshold separates the development set" if any_negatives else "There are no negative slides"
     if chosen.sensitivity < sensitivity - 1e-9:
         return f"{why}, and none reaches a sensitivity of {sensitivity:.0%}: it is the lowest there is."

@@ -149,8 +149,10 @@ def _choose(context: Context, found: Sequence[_Scored]) -> Threshold:
     wanted = context.study.calibration
     development = [one.slide_score() for one in _of(found, (Side.TRAIN, Side.VALIDATION))]
     if wanted.min_lesion_um2 == "auto":
-        return choose_threshold_and_area(development, sensitivity=wanted.sensitivity)
-    return choose_with_area(development, wanted.min_lesion_um2, sensitivity=wanted.sensitivity)
+        return choose_threshold_and_area(development, sensitivity=wanted.sensitivity, within=wanted.within)
+    return choose_with_area(
+        development, wanted.min_lesion_um2, sensitivity=wanted.sensitivity, within=wanted.within
+    )
 
 
 def _bound(context: Context, found: Sequence[_Scored], threshold: Threshold) -> MissBound:

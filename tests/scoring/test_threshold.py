@@ -33,6 +33,22 @@ def test_the_papers_threshold_is_the_lower_end_of_the_separating_interval():
     )
 
 
+@pytest.mark.parametrize(
+    ("negatives", "middle"), [([10, 3, 0], 12), ([9], 12), ([13], 14), ([0], 7)], ids=str
+)
+def test_the_middle_of_the_separating_interval_is_taken_on_demand_the_lower_of_two(negatives, middle):
+    slides = slides_of([16, 14, 16], negatives)
+    threshold = choose_threshold(slides, sensitivity=1.0, within="middle")
+    low, high = threshold.interval
+    assert threshold.votes == middle and 0 <= high - middle - (middle - low) <= 1
+    assert (threshold.sensitivity, threshold.specificity) == (1.0, 1.0)
+    assert "It is the middle of the thresholds that separate" in threshold.sentence
+    apart = slides_of([16, 12, 9, 5], [10, 6, 2])
+    assert choose_threshold(apart, sensitivity=1.0, within="middle") == choose_threshold(
+        apart, sensitivity=1.0
+    )
+
+
 def test_without_separation_the_highest_threshold_that_keeps_the_sensitivity_is_taken():
     slides = slides_of([16, 12, 9, 5], [10, 6, 2])
     every = choose_threshold(slides, sensitivity=1.0)
