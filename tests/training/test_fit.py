@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,21 @@ def test_loss_that_is_not_a_number_names_epoch_and_batch(patches: Patches) -> No
     classifier.register_forward_hook(spoil)
     with pytest.raises(TrainingError, match=r"not a number in epoch 1, batch 3 of 4; use a smaller learning"):
         train(patches, classifier=classifier)
+
+
+@pytest.mark.parametrize(("patches_shown", "processes"), [(6, 4), (64, 9)])
+def test_batch_that_leaves_a_process_less_than_batch_norms_need_is_refused(
+    patches: Patches, monkeypatch: pytest.MonkeyPatch, patches_shown: int, processes: int
+) -> None:
+    shared = SimpleNamespace(global_rank=0, world_size=processes, device=CPU)
+    monkeypatch.setattr(module, "make_fabric", lambda *_: shared)
+    batch = min(patches_shown, 16)
+    with pytest.raises(
+        TrainingError,
+        match=f"a batch of {batch} can't be shared by {processes} processes; start fewer, or set batch_size "
+        f"to {2 * processes} or more",
+    ):
+        train(patches, train_idx=np.arange(patches_shown))
 
 
 def test_patches_may_be_a_read_only_memory_map(patches: Patches, tmp_path: Path) -> None:
