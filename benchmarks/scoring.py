@@ -132,6 +132,8 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
         for found, naive, folded in zip(base[-1], base[0], base[min(1, len(base) - 1)], strict=True):
             row += [f"{found:.0f}", f"{found / naive:.1f}", f"{found / folded:.1f}"]
         rows.append(tuple(row))
+        # A table comes at the end only, and a run may be stopped before.
+        render.print_line(f"{way}: {row[2]} windows/s, {row[5]} windows/CPU s")
 
     def windows_at(input_px: int) -> WindowClassifier:
         return WindowClassifier("mobilenet_v2", input_px=input_px, weights=asked.weights)
