@@ -63,6 +63,14 @@ class WritePlan:
         """How many of `add` take the place of the object with their id."""
         return len({item.id for item in self.remove} & {item.id for item in self.add})
 
+    @property
+    def left(self) -> int:
+        """How many regions are left to the pathologist; one of `theirs` that holds one back counts once."""
+        ids = {item.id for item in self.held_back}
+        outlines = {outline_key(item.roi) for item in self.held_back}
+        alone = [item for item in self.theirs if item.id not in ids and outline_key(item.roi) not in outlines]
+        return len(self.held_back) + len(alone)
+
 
 def detection_id(roi: BaseGeometry, *, slide_name: str, model_hash: str) -> uuid.UUID:
     """A UUID of version 5 that depends on the slide, the model and the shape, and seals the shape.

@@ -9,6 +9,7 @@ from hnscc_qp.generation import Generation
 from hnscc_qp.patches.split import Side
 from hnscc_qp.steps import patches
 from hnscc_qp.steps.cohort import read_members
+from hnscc_qp.steps.drawn import AS_DRAWN
 from hnscc_qp.steps.lessonfile import STEP as LESSONS
 
 _LABELS = ("tumor", "nontumor")
@@ -31,6 +32,7 @@ def changes(before: Generation, after: Generation) -> dict[str, Any]:
         for one, known in zip(cut, names, strict=True)
     ]
     everything = names[0] | names[1]
+    drawn = [one.get(AS_DRAWN, {}) for one in cut]
     return {
         "slides": {
             "new": sorted(everything[entry] for entry in states[1].keys() - states[0].keys()),
@@ -38,7 +40,7 @@ def changes(before: Generation, after: Generation) -> dict[str, Any]:
             "changed": sorted(
                 everything[entry]
                 for entry in states[0].keys() & states[1].keys()
-                if states[0][entry] != states[1][entry]
+                if states[0][entry] != states[1][entry] and drawn[0].get(entry, 0) != drawn[1].get(entry, 1)
             ),
         },
         "windows": {label: [one["counts"]["windows"][label] for one in cut] for label in _LABELS},

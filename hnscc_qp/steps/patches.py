@@ -44,6 +44,7 @@ from hnscc_qp.steps.cohort import (
     write_members,
 )
 from hnscc_qp.steps.context import Context, Manifest, placement
+from hnscc_qp.steps.drawn import AS_DRAWN, as_drawn
 from hnscc_qp.steps.frozentruth import freeze_truth
 from hnscc_qp.steps.reviewed import with_lessons
 
@@ -133,6 +134,7 @@ def make_patches(context: Context) -> Manifest:
         failed=cohort.failed | cant_label | cant_cut,
         notes=[*cohort.notes, *late, *_remarks(labelled), *bare, *lost],
     )
+    manifest[AS_DRAWN] = as_drawn(context, cohort)
     write_manifest(folder, manifest)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest

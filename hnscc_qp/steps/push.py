@@ -86,7 +86,7 @@ def _each(context: Context, write: Callable[[ImageEntry, tuple[PathObject, ...]]
             "replaced": plan.replaced,
             "removed": len(plan.remove) - plan.replaced,
             "unchanged": len(plan.keep),
-            "left to the pathologist": len(plan.theirs) + len(plan.held_back),
+            "left to the pathologist": plan.left,
             "file": write(image, read.objects) if write else None,
         }
 

@@ -29,7 +29,9 @@ from hnscc_qp.review.gate import Decision, decide
 from hnscc_qp.review.verdicts import ImageLessons
 from hnscc_qp.steps import patches, run
 from hnscc_qp.steps.changes import changes, describe
+from hnscc_qp.steps.cohort import read_cohort
 from hnscc_qp.steps.context import Context, Manifest
+from hnscc_qp.steps.drawn import AS_DRAWN, anything_to_learn
 from hnscc_qp.steps.judge import judge, need_whole
 from hnscc_qp.steps.learn import TaughtNow, learn_from_review, taught_now
 from hnscc_qp.steps.lessonfile import STEP as LESSONS
@@ -107,6 +109,8 @@ def _candidate(context: Context, current: Generation, wish: Wish) -> Generation:
             if not _is_news(context, known, taught):
                 if known is not current and wish.promote:
                     return known
+                for line in taught.refused.values():
+                    context.progress.warn(line)
                 _refuse(context, known, current)
     # A folder without a record is what a kill left of one that was about to begin.
     begun = [one for one in all_generations(context.study) if one.record or one.name == current.name]
@@ -136,9 +140,14 @@ def _is_news(context: Context, known: Generation, taught: TaughtNow) -> bool:
         return True
     here = replace(context, at=known)
     there = {name: value for name, value in cut["inputs"].items() if name.startswith("image ")}
-    return there != {
-        f"image {image.entry_id}": patches.state_of(here, image) for image in here.project.images
-    }
+    if there == {f"image {image.entry_id}": patches.state_of(here, image) for image in here.project.images}:
+        return False
+    # Something was saved since: by the push, it may be.
+    before = cut.get(AS_DRAWN)
+    if before is None or cut["failed"]:
+        return True
+    cohort = read_cohort(here)
+    return bool(cohort.failed) or anything_to_learn(here, cohort, before)
 
 
 def _as_json(lessons: Mapping[str, ImageLessons]) -> dict[str, Any]:

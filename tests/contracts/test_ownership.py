@@ -209,7 +209,7 @@ def test_each_edit_makes_an_object_hers(hand):
     plan = plan_write([edited], [ours])
     # Moved or reshaped it is hers, too, and we have that id no more.
     assert (plan.remove, plan.add) == ((), ())
-    assert plan.held_back == (ours,)
+    assert (plan.held_back, plan.left) == ((ours,), 1)
 
 
 @pytest.mark.parametrize("hand", NOT_EDITS)
@@ -235,7 +235,7 @@ def test_what_she_deleted_is_held_back_until_another_is_found():
     first, second = given_detections([1, 2], "model-1")
     memory = remember("", plan_write([], [first, second]))
     plan = plan_write([second], [first, second], memory=memory)
-    assert (plan.held_back, plan.keep, plan.changes) == ((first,), (second,), False)
+    assert (plan.held_back, plan.left, plan.keep, plan.changes) == ((first,), 1, (second,), False)
     # Taken away by a newer model, it is not deleted.
     memory = remember(memory, plan_write([first, second], [], memory=memory))
     assert plan_write([], [first, second], memory=memory).add == (first, second)
@@ -248,7 +248,7 @@ def test_detections_of_other_tools_are_never_ours():
         ObjectType.DETECTION, roi, RoiKind.RECTANGLE, 100.0, uuid5(UUID(int=0), "cell"), path_class=AI_TUMOR
     )
     plan = plan_write([cell], [])
-    assert (plan.remove, plan.theirs) == ((), (cell,))
+    assert (plan.remove, plan.theirs, plan.left) == ((), (cell,), 1)
 
 
 # --- the same, with QuPath's own hands ----------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shapely.geometry import Polygon, box
 from studies import TUMOR_BOX, annotation, call, write_study
 
 from hnscc_qp.qupath.geojson import read_geojson, write_geojson
+from hnscc_qp.qupath.objects import ObjectType
 from hnscc_qp.review.log import ReviewLog
 from hnscc_qp.review.verdicts import Verdict, VerdictKind
 from hnscc_qp.steps import retrain, run
@@ -140,6 +142,30 @@ def test_without_news_there_is_nothing_to_learn(first: Path, capsys: pytest.Capt
     assert call("retrain", first) == 1
     assert "nothing is new since generation 001" in capsys.readouterr().err
     assert not (first.parent / "generations" / "002").exists()
+
+
+def test_saving_alone_and_what_is_drawn_on_test_slides_is_no_news(
+    first: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a push through QuPath: all files are new, with detections in them; nobody drew anything."""
+    for number in range(1, 7):
+        file = first.parent / "project" / "annotations" / f"{number} S{number}.tif.geojson"
+        found = read_geojson(file).objects if file.is_file() else ()
+        pushed = replace(annotation(box(300, 20, 340, 60)), type=ObjectType.DETECTION)
+        write_geojson(file, [*(replace(item, name="seen") for item in reversed(found)), pushed])
+    annotate(first, 3, box(20, 20, 240, 300))
+    say(first, VerdictKind.REJECTED, 6, box(260, 100, 340, 180))
+    assert call("retrain", first) == 1
+    said = capsys.readouterr().err
+    assert "nothing is new since generation 001" in said
+    assert "refused: S6.tif is a slide of P6, of the sealed test set" in said
+    assert not (first.parent / "generations" / "002").exists()
+
+    annotate(first, 1, box(280, 200, 360, 280))
+    with quick_steps():
+        assert call("retrain", first) == 0
+    said = json.loads((first.parent / "generations/002/changes.json").read_text())
+    assert said["slides"]["changed"] == ["S1.tif", "S3.tif"]
 
 
 def test_candidate_is_built_beside_the_generation_in_use_and_kept(kept: Path) -> None:
