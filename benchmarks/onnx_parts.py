@@ -21,6 +21,7 @@ from hnscc_qp.models.parts import WINDOW_CELLS, Parts, cut, prepare
 
 _OPSET = 17
 _PIECE_CELLS = 64
+_CROP_CELLS = 8
 
 
 class OnnxCascade(DenseCascade):
@@ -42,6 +43,7 @@ class OnnxRuntime:
     def __init__(self, network: Parts) -> None:
         self.network = network
         self.piece_cells = _PIECE_CELLS
+        self.crop_cells = _CROP_CELLS
         self._threads = torch.get_num_threads()
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
 

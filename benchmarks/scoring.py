@@ -1,7 +1,7 @@
 """How fast slides are scored, each way beside the naive one, in one run.
 
     python benchmarks/scoring.py SLIDE DENSE [--weights FILE] [--window FILE] [--naive 256] [--repeats 2]
-        [--side-mm 3] [--tiatoolbox PYTHON]
+        [--side-mm 3] [--tiatoolbox PYTHON] [--ways tiatoolbox exact dense network]
 
 DENSE is the folder of a trained dense primary (`generations/001/primary`). Naive is the paper's way: one
 `read` a window, enlarged to 224 px, in batches of 64, by the network as torchvision gives it, of windows
@@ -56,6 +56,7 @@ from hnscc_qp.study import Scoring
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 TIATOOLBOX_BLOCKS = 20
+WAYS = ("tiatoolbox", "exact", "dense", "network")
 
 
 def naive(slide: Slide, call: Call, count: int) -> int:
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--side-mm", type=float)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiatoolbox", type=Path, help="Python of an environment with tiatoolbox")
-    parser.add_argument("--no-exact", action="store_true", help="leave exact scoring out, which takes long")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="besides naive; default: all")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = asked.slide
@@ -148,7 +149,7 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
             wall, cpu, count = best_of(asked.repeats, lambda call=call: naive(slide, call, asked.naive))
         assert isinstance(count, int)
         add(way, count, wall, cpu)
-    if asked.tiatoolbox:
+    if asked.tiatoolbox and "tiatoolbox" in asked.ways:
         script = Path(__file__).with_name("tiatoolbox_scoring.py")
         command = [asked.tiatoolbox, script, path, TIATOOLBOX_BLOCKS, torch.get_num_threads()]
         told = json.loads(subprocess.check_output(list(map(str, command)), text=True).splitlines()[-1])
@@ -165,16 +166,17 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
     assert isinstance(whole, DenseCascade)
     runtimes = ["torch", "openvino"] if openvino.is_installed() and device.type == "cpu" else ["torch"]
     ways: list[tuple[str, AnyCascade, str, str]] = []
-    if not asked.no_exact:
+    if "exact" in asked.ways:
         ways += [(f"exact, {precision}", exact, precision, "torch") for precision in ("float32", "bfloat16")]
-    ways += [
+    dense_ways = [
         (f"dense, {precision}, {runtime}", whole, precision, runtime)
         for runtime in runtimes
         for precision in ("float32", "bfloat16")
     ]
     onnx = onnx_cascade(dense, device)
     if onnx is not None:
-        ways.append(("dense, float32, ONNX Runtime", onnx, "float32", "torch"))
+        dense_ways.append(("dense, float32, ONNX Runtime", onnx, "float32", "torch"))
+    ways += dense_ways if "dense" in asked.ways else []
     calls: dict[str, np.ndarray] = {}
     spent: list[tuple[object, ...]] = []
     for way, cascade, precision, runtime in ways:
@@ -217,7 +219,8 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
         render.print_line(
             f"{way}: {flips.sum()} of {flips.size} windows called otherwise ({flips.mean():.3%})"
         )
-    network_alone(dense, whole, onnx, runtimes, device)
+    if "network" in asked.ways:
+        network_alone(dense, whole, onnx, runtimes, device)
 
 
 def onnx_cascade(dense: DenseClassifier, device: torch.device) -> DenseCascade | None:
