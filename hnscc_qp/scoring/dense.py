@@ -304,6 +304,7 @@ class DenseScorer:
             left = (cells.left - margin) * STEP_PX + right - area.left
             height, width = ((length + 2 * margin) * STEP_PX for length in cells.size)
             values = pixels[piece][top : top + height, left : left + width]
+            assert values.shape[:2] == (height, width), "what is computed lies in what was read"
             if (values == _WHITE).all():
                 made[piece] = self._of_white(number).repeat(1, 1, *cells.size)
             else:
