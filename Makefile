@@ -13,8 +13,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	@$(BIN)/hnscc-qp demo --out $(DEMO)
 
+# Whole modules go to as many processes as there are cores.
 test: lint
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check --quiet .

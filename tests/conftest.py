@@ -10,6 +10,9 @@ import pytest
 # As the command line does: OpenMP's threads must not spin while they wait, several times slower where other
 # work runs. It is read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One process for each core: more threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
