@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hnscc_qp.models.parts import Layer, Parts, TorchRuntime, take_apart
 from hnscc_qp.scoring import dense as dense_module
 from hnscc_qp.scoring import slide as slide_module
 from hnscc_qp.scoring.dense import DenseScorer
+from hnscc_qp.scoring.journal import Journal
 from hnscc_qp.scoring.pipeline import score_tiles
 from hnscc_qp.scoring.slide import choose_mode, score_slide
 from hnscc_qp.study import Scoring
@@ -308,3 +310,40 @@ def test_probabilities_are_those_of_the_stages_and_nan_where_none_was_asked(slid
     wanted = logits.softmax(0)[1].numpy()[: first.shape[0], : first.shape[1]]
     assert np.abs(first - wanted).max() < 1e-3
     assert np.array_equal(np.isnan(second), wanted <= 0.5)
+
+
+def test_stopped_after_any_tile_it_goes_on_to_the_same_bits(slide, cascade, tmp_path, monkeypatch):
+    computed = []
+    margins = DenseScorer.margins
+    monkeypatch.setattr(DenseScorer, "margins", lambda *given: computed.append(1) or margins(*given))
+
+    def score(path) -> tuple[bytes, bytes]:
+        computed.clear()
+        book = Journal(path, key="of this slide")
+        selected = np.ones((grid_of(slide).window_rows, grid_of(slide).window_columns), bool)
+        scored = score_tiles(
+            slide,
+            grid_of(slide),
+            selected,
+            scorer=DenseScorer(
+                cascade.stages(runtime="torch", device=CPU, bfloat16=False), grid_of(slide), piece_cells=4
+            ),
+            temperatures=(1.0, 1.0),
+            settings=Scoring(probabilities=True),
+            device=CPU,
+            journal=book,
+        )
+        book.close()
+        return scored.called.tobytes(), scored.probabilities.astype(np.float16).tobytes()
+
+    whole = tmp_path / "whole.journal"
+    expected = score(whole)
+    tiles = len(computed)
+    starts = [match.start() for match in re.finditer(b"TILE", whole.read_bytes())]
+    assert len(starts) == tiles > 4
+    for kept, start in enumerate(starts):
+        stopped = tmp_path / f"{kept}.journal"
+        stopped.write_bytes(whole.read_bytes()[: start + 10])  # in the middle of the next record
+        assert score(stopped) == expected
+        assert len(computed) == tiles - kept
+        assert stopped.read_bytes() == whole.read_bytes()
