@@ -23,7 +23,7 @@ from hnscc_qp.slides.holes import Area
 
 _TILE_PIECES = 2
 """Pieces along one side of a tile."""
-_MOST_WAITING_BYTES = 192 << 20
+_MOST_WAITING_BYTES = 512 << 20
 """Of pixels and features that wait for tiles to come; it bounds the length of a row of tiles."""
 _WAITING_ROWS = 3
 _WHITE = 255
