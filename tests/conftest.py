@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,14 @@ def shared() -> Path:
     if not (folder / "qupath" / "formats.md").is_file():
         pytest.skip(f"the shared real data is not at {folder} (set HNSCC_QP_SHARED)")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: small networks lose by more."""
+    import torch  # after the lines above
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import groupby
 from threading import Semaphore
 from typing import Any
 
@@ -44,8 +45,7 @@ class OpenVinoRuntime:
         self._openvino: Any = openvino
         self._core: Any = openvino.Core()
         self._precision = "bf16" if bfloat16 else "f32"
-        self._idle: dict[tuple[int, ...], list[Any]] = {}
-        self._models: dict[tuple[int, ...], Any] = {}
+        self._built: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}
 
     def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         """See `Runtime.run`; pieces side by side, one for each thread."""
@@ -61,37 +61,29 @@ class OpenVinoRuntime:
             idle.append(request)
             room.release()
 
-        running: list[Any] = []
-        shape: tuple[int, ...] | None = None
-
-        def end_size() -> None:
+        # The largest first: then no thread waits long for the last.
+        order = sorted(range(len(inputs)), key=lambda index: (-inputs[index].size, inputs[index].shape))
+        for shape, indices in groupby(order, key=lambda index: inputs[index].shape):
+            model, idle = self._built_for(number, shape, threads)
+            running = []
+            for index in indices:
+                room.acquire()
+                request = idle.pop()
+                request.wait()  # it has told, and may not have ended
+                request.set_callback(keep, (index, request, idle))
+                request.start_async({0: inputs[index]})
+                running.append(request)
             for request in running:
                 request.wait()
-            running.clear()
             # Each part and size would keep its maps for each thread, gigabytes in all.
-            if shape is not None:
-                self._models[threads, number, *shape].release_memory()
-
-        # The largest first: then no thread waits long for the last.
-        for index in sorted(range(len(inputs)), key=lambda index: (-inputs[index].size, inputs[index].shape)):
-            if inputs[index].shape != shape:
-                end_size()
-                shape = inputs[index].shape
-            room.acquire()
-            idle = self._requests(number, inputs[index].shape, threads)
-            request = idle.pop()
-            request.wait()  # it has told, and may not have ended
-            request.set_callback(keep, (index, request, idle))
-            request.start_async({0: inputs[index]})
-            running.append(request)
-        end_size()
+            model.release_memory()
         is_last = number == len(self.network.parts) - 1
         return [windows[0, 0] for windows in made] if is_last else made
 
-    def _requests(self, number: int, shape: tuple[int, ...], threads: int) -> list[Any]:
-        """Requests for a shape that wait for work; as many as threads."""
+    def _built_for(self, number: int, shape: tuple[int, ...], threads: int) -> tuple[Any, list[Any]]:
+        """A part for a shape, and its requests that wait for work; as many as threads."""
         key = (threads, number, *shape)
-        if key not in self._idle:
+        if key not in self._built:
             kind = np.float32 if number else np.uint8
             entry = self._openvino.opset13.parameter(shape, kind)
             settings = {
@@ -101,9 +93,8 @@ class OpenVinoRuntime:
             }
             graph = self._openvino.Model([self._graph(number, entry)], [entry])
             model = self._core.compile_model(graph, "CPU", settings)
-            self._models[key] = model
-            self._idle[key] = [model.create_infer_request() for _ in range(threads)]
-        return self._idle[key]
+            self._built[key] = (model, [model.create_infer_request() for _ in range(threads)])
+        return self._built[key]
 
     def _graph(self, number: int, values: Any) -> Any:
         """As `TorchRuntime._run_one`."""

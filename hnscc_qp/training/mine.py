@@ -76,8 +76,8 @@ def mine_slide(
     grid = Grid.of_method(slide.size, slide.pixel_size)
     tissue = find_tissue(slide, grid)
     stride_blocks = settings.stride_px // grid.step_px
+    selected = select_windows(grid, tissue, min_tissue=scoring.min_tissue, stride_blocks=stride_blocks)
     if isinstance(primary, DenseClassifier):
-        selected = select_windows(grid, tissue, min_tissue=scoring.min_tissue, stride_blocks=stride_blocks)
         mined, lost, reason = _mine_densely(slide, grid, selected, primary, device=device, progress=progress)
     else:
         unreadable: list[tuple[int, SlideReadError]] = []
@@ -90,7 +90,7 @@ def mine_slide(
             on_unreadable=lambda count, error: unreadable.append((count, error)),
             stride_blocks=stride_blocks,
         )
-        with progress.task(slide.name, None, unit="windows") as task:
+        with progress.task(slide.name, int(selected.sum()), unit="windows") as task:
             mined = _mine_windows(batches, grid, primary, device=device, advance=task.advance)
         lost = sum(count for count, _ in unreadable)
         reason = str(unreadable[0][1]) if unreadable else None
