@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hnscc_qp.models.dense import DenseCascade
-from hnscc_qp.models.parts import WINDOW_CELLS, Parts, cut, prepare
+from hnscc_qp.models.parts import MOST_WAITING_BYTES, WINDOW_CELLS, Parts, cut, prepare
 
 _OPSET = 17
 _PIECE_CELLS = 64
@@ -43,6 +43,7 @@ class OnnxRuntime:
     def __init__(self, network: Parts) -> None:
         self.network = network
         self.piece_cells = _PIECE_CELLS
+        self.most_waiting_bytes = MOST_WAITING_BYTES["cpu"]
         self.crop_cells = _CROP_CELLS
         self._threads = torch.get_num_threads()
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}

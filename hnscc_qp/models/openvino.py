@@ -20,7 +20,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
 from hnscc_qp.geometry import STEP_PX
-from hnscc_qp.models.parts import WINDOW_CELLS, Parts
+from hnscc_qp.models.parts import MOST_WAITING_BYTES, WINDOW_CELLS, Parts
 
 _PIECE_CELLS = 32
 _CROP_CELLS = 16
@@ -41,6 +41,7 @@ class OpenVinoRuntime:
 
         self.network = network
         self.piece_cells = _PIECE_CELLS
+        self.most_waiting_bytes = MOST_WAITING_BYTES["cpu"]
         self.crop_cells = _CROP_CELLS
         self._openvino: Any = openvino
         self._core: Any = openvino.Core()

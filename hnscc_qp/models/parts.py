@@ -33,6 +33,7 @@ _LATER_REACH_CELLS = 3
 _NARROW = 256
 """Channels between parts of three cells' reach."""
 _PIECE_CELLS = {"cpu": 48, "cuda": 192}
+MOST_WAITING_BYTES = {"cpu": 384 << 20, "cuda": 4 << 30}
 _CROP_CELLS = 8
 _SMALL_CELLS = 24
 
@@ -162,6 +163,8 @@ class Runtime(Protocol):
     network: Parts
     piece_cells: int
     """Side of the pieces that it works on best."""
+    most_waiting_bytes: int
+    """Of what parts made, that waits for tiles to come, where it is computed."""
     crop_cells: int
     """What is left out of a piece is a multiple of this: each size takes the runtime some making."""
 
@@ -188,6 +191,7 @@ class TorchRuntime:
         """Copy the layers to a device; with `bfloat16` they work in that, but for the last one."""
         self.network = network
         self.piece_cells = _PIECE_CELLS.get(device.type, _PIECE_CELLS["cpu"])
+        self.most_waiting_bytes = MOST_WAITING_BYTES.get(device.type, MOST_WAITING_BYTES["cpu"])
         self.crop_cells = _CROP_CELLS
         self._device = device
         self._dtype = torch.bfloat16 if bfloat16 else torch.float32
@@ -297,14 +301,14 @@ def cut(values: Tensor, count: int) -> Tensor:
     return values[..., count : values.shape[-2] - count, count : values.shape[-1] - count]
 
 
-def gather(pieces: Sequence[tuple[int, int, Tensor]], *, size: tuple[int, int]) -> Tensor:
-    """Put (row, column, values) together: (1, channels, *size), 0 where no piece lies.
+def gather(pieces: Sequence[tuple[int, int, Tensor]], *, size: tuple[int, int], fill: int = 0) -> Tensor:
+    """Put (row, column, values) together: (1, channels, *size), `fill` where no piece lies.
 
     Rows and columns may be negative, and pieces may reach beyond.
     """
     first = pieces[0][2]
     last = first.is_contiguous(memory_format=torch.channels_last)
-    canvas = torch.zeros((1, first.shape[1], *size), dtype=first.dtype, device=first.device)
+    canvas = torch.full((1, first.shape[1], *size), fill, dtype=first.dtype, device=first.device)
     if last:
         canvas = canvas.contiguous(memory_format=torch.channels_last)
     for top, left, values in pieces:

@@ -1,16 +1,23 @@
 """Dense scoring: all windows of a tile in one fully convolutional pass, for models that were trained so.
 
-The network works in parts on pieces of the slide (`models.parts`), which lie on multiples of their side. A
-piece is computed with all around it that its cells depend on, so a window's votes are the same however the
-slide is cut; and it is computed once, and kept while tiles to come need it. The network gives a window every
-10 px: for wider strides every so many are kept, for narrower ones the slide is passed over again, shifted.
+The network works in parts on pieces of the slide (`models.parts`). A piece is computed with all around it
+that its cells depend on, so a window's votes are the same however the slide is cut; and it is computed once,
+and kept while pieces of the next part need it.
+
+Each part has a mesh of its own, which lies farther down and right than the next part's by as much as that one
+reaches. So a piece depends on pieces of the part before in its own row and the row above, never below, and
+little waits: one row of pieces of each part. With one mesh for all parts every part would have to be a row
+ahead of the next.
+
+The network gives a window every 10 px: for wider strides every so many are kept, for narrower ones the
+slide is passed over again, shifted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,88 +25,52 @@ from numpy.typing import NDArray
 
 from hnscc_qp.geometry import STEP_PX, Grid
 from hnscc_qp.models.parts import WINDOW_CELLS, Runtime, gather
-from hnscc_qp.scoring.tiles import Tile, plan_tiles
+from hnscc_qp.scoring.pieces import Cells, Mesh, Piece, Shift, Wanted
+from hnscc_qp.scoring.tiles import Reading, Tile, plan_tiles
 from hnscc_qp.slides.holes import Area
 
 _TILE_PIECES = 2
 """Pieces along one side of a tile."""
-_MOST_WAITING_BYTES = 512 << 20
-"""Of pixels and features that wait for tiles to come; it bounds the length of a row of tiles."""
-_WAITING_ROWS = 3
+_WAITING_ROWS = 2
+"""Rows of pieces that wait for tiles to come: one where tissue is solid, more along its border."""
 _WHITE = 255
 
-
-class Shift(NamedTuple):
-    """Of a pass over the slide, in px less than 10: a narrow stride takes several."""
-
-    down: int
-    right: int
+_Made = dict[tuple[int, Piece], tuple[Cells, torch.Tensor]]
+"""What a part of a stage, by its number, made of a piece, and where that lies."""
+_ToMake = list[dict[Piece, Cells]]
+"""By parts of a stage: pieces, and how much of each."""
 
 
-class Piece(NamedTuple):
-    """A square of cells: row and column of pieces."""
+class _Stage:
+    """One of the networks and its meshes."""
 
-    panel: int
-    """A row of tiles goes over one; nothing is kept for the next, which would be long."""
-    shift: Shift
-    row: int
-    column: int
+    def __init__(self, runtime: Runtime, *, side: int) -> None:
+        self.runtime = runtime
+        parts = runtime.network.parts
+        self.last = len(parts) - 1
+        self.reach = [sum(part.margin for part in parts[number + 1 :]) for number in range(len(parts))]
+        """Cells around a window's that its answer depends on, of what each part makes."""
+        self.pixel_reach = self.reach[0] + parts[0].margin
+        # A window's last cells lie below and to the right of its first one, which names it.
+        self.meshes = [Mesh(side, reach + WINDOW_CELLS - 1) for reach in self.reach[:-1]] + [Mesh(side, 0)]
 
-
-class Cells(NamedTuple):
-    """A rectangle of the slide's cells: of a piece, what windows depend on."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.bottom - self.top, self.right - self.left
+    def inputs_of(self, part: int, cells: Cells) -> Cells:
+        """Cells that a part depends on."""
+        margin = self.runtime.network.parts[part].margin
+        more = margin + (WINDOW_CELLS - 1 if part == self.last else 0)
+        return Cells(cells.top - margin, cells.left - margin, cells.bottom + more, cells.right + more)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Wanted:
-    """Which windows of a pass are wanted, as the network sees them, one each 10 px."""
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is done at a tile, by pass."""
 
-    windows: NDArray[np.bool_]
-    top: int
-    left: int
-    """Cells of the slide where they begin."""
-
-    def of(
-        self, piece: Piece, side: int, *, reach: int, crop: int, cells: int = WINDOW_CELLS
-    ) -> Cells | None:
-        """The part of a piece that any depends on; None if none does.
-
-        Args:
-            piece: which.
-            side: of pieces.
-            crop: its edges lie on multiples of so many cells within the piece, so there are few sizes.
-            reach: how far around it what is made of a cell depends on cells of the piece.
-            cells: of a window that are made, along its side.
-        """
-        top, left = piece.row * side, piece.column * side
-        back = reach + cells - 1
-        first_row, first_column = max(top - self.top - back, 0), max(left - self.left - back, 0)
-        rows = slice(first_row, max(top - self.top + side + reach, 0))
-        columns = slice(first_column, max(left - self.left + side + reach, 0))
-        near = self.windows[rows, columns]
-        down, across = (np.flatnonzero(near.any(axis=axis)) for axis in (1, 0))
-        if not len(down):
-            return None
-        first_row, first_column = first_row + self.top - top, first_column + self.left - left
-        spans = [
-            (
-                max(first + int(at[0]) - reach, 0) // crop * crop,
-                min(-(-(first + int(at[-1]) + cells + reach) // crop) * crop, side),
-            )
-            for first, at in ((first_row, down), (first_column, across))
-        ]
-        (upper, lower), (start, end) = spans
-        return Cells(top + upper, left + start, top + lower, left + end)
+    to_make: dict[Shift, _ToMake]
+    """Of the primary."""
+    done: list[tuple[int, Piece]]
+    """Of its parts: what no tile to come needs."""
+    looked: list[Piece]
+    """Pixels that no tile to come needs."""
 
 
 class DenseScorer:
@@ -107,38 +78,36 @@ class DenseScorer:
 
     def __init__(self, stages: Sequence[Runtime], grid: Grid, *, piece_cells: int | None = None) -> None:
         """Take what computes each stage; `piece_cells` bears on speed and memory only."""
-        self._runtimes = stages
+        self._side = piece_cells or min(stage.piece_cells for stage in stages)
+        self._stages = [_Stage(stage, side=self._side) for stage in stages]
         self._grid = grid
         self.stages = len(stages)
         self._phases = max(1, STEP_PX // grid.step_px)
         self._every = max(1, grid.step_px // STEP_PX)
-        self._side = piece_cells or min(stage.piece_cells for stage in stages)
-        self._crop = max(stage.crop_cells for stage in stages)
         self._tile_cells = self._side * _TILE_PIECES
         self.tile_blocks = self._tile_cells * STEP_PX // grid.step_px
-        # All stages take the same pixels.
-        self._pixel_margin = max(stage.network.parts[0].margin for stage in stages)
-        self._kept: dict[Piece, dict[int, torch.Tensor]] = {}
-        """What parts of the primary made of a piece."""
+        self._pixel_reach = max(stage.pixel_reach for stage in self._stages)
+        self._pixel_mesh = Mesh(self._side, self._pixel_reach + WINDOW_CELLS - 1)
+        self._kept: _Made = {}
+        """Of the primary."""
+        self._steps: dict[tuple[int, int], _Step] = {}
+        """By row and column of tiles to come, in blocks."""
+        self._areas: dict[Piece, Area] = {}
+        """Where the pixels lie that are or will be read."""
         self._blank: dict[int, torch.Tensor] = {}
         """What the first part of a stage makes of a white cell."""
-        self._selected: dict[Shift, _Wanted] = {}
+        self._selected: dict[Shift, NDArray[np.bool_]] = {}
         assert self.tile_blocks % self._phases == 0, "a tile holds whole rounds of shifted passes"
 
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """See `TileScorer.tiles`."""
-        self._selected = {shift: _Wanted(self._as_cells(selected, shift), 0, 0) for shift in self._shifts()}
+        self._selected = {shift: self._as_cells(selected, shift) for shift in self._shifts()}
         return plan_tiles(selected, self.tile_blocks, panel=self._panel_blocks)
 
-    def areas(self, tile: Tile) -> dict[Piece, Area]:
-        """See `TileScorer.areas`: what the tile's windows go back to, of each piece what any window does."""
-        found: dict[Piece, Area] = {}
-        for shift in self._shifts():
-            wanted = self._wanted_of(tile, tile.wanted, shift)
-            for number in range(self.stages):
-                for piece in self._needed(number, shift, wanted, self._selected[shift])[0]:
-                    found[piece] = self._area_of(piece)
-        return found
+    def plan(self, tiles: Iterable[Tile]) -> Iterator[Reading[Piece]]:
+        """See `TileScorer.plan`."""
+        for _, of_panel in groupby(tiles, key=self._panel_of):
+            yield from self._plan_panel(list(of_panel))
 
     def margins(
         self, tile: Tile, wanted: NDArray[np.bool_], pixels: Mapping[Piece, NDArray[np.uint8]]
@@ -146,28 +115,39 @@ class DenseScorer:
         """See `TileScorer.margins`; the secondary is asked where the primary finds tumor."""
         found = np.full((self.stages, self.tile_blocks, self.tile_blocks), np.nan, np.float32)
         every, phases = self._every, self._phases
+        step = self._steps.pop((tile.row, tile.column))
         for shift in self._shifts():
-            down, right = (px // self._grid.step_px for px in shift)
             asked = self._wanted_of(tile, wanted, shift)
+            to_make, made = step.to_make[shift], self._kept
             for number in range(self.stages):
-                margins = self._margins_of_stage(number, shift, asked, pixels)
+                if number:
+                    # Nothing is kept: which windows it will be asked for around this tile is not known.
+                    made = {}
+                    to_make = self._to_make(
+                        number, self._panel_of(tile), shift, asked, within=asked, made=made
+                    )
+                margins = self._margins_of_stage(number, asked, to_make, made, pixels)
+                down, right = (px // self._grid.step_px for px in shift)
                 found[number, down::phases, right::phases] = margins[::every, ::every]
-                asked = _Wanted(asked.windows & (margins > 0), asked.top, asked.left)
+                asked = Wanted(asked.windows & (margins > 0), asked.top, asked.left)
+        for used in step.done:
+            del self._kept[used]
+        for piece in step.looked:
+            del self._areas[piece]
         rows, columns = wanted.shape
         return found[:, :rows, :columns].copy()
-
-    def forget(self, pieces: Iterable[Piece]) -> None:
-        """See `TileScorer.forget`."""
-        for piece in pieces:
-            self._kept.pop(piece, None)
 
     @property
     def _panel_blocks(self) -> int:
         """How far a row of tiles may go, so that what waits for the next row stays within bounds."""
-        parts = [part for stage in self._runtimes for part in stage.network.parts[:-1]]
+        parts = [part for stage in self._stages for part in stage.runtime.network.parts[:-1]]
         per_cell = STEP_PX**2 * 3 + sum(4 * part.channels * part.side**2 for part in parts)
-        cells = _MOST_WAITING_BYTES // (per_cell * self._phases**2 * _WAITING_ROWS * self._side)
+        most = min(stage.runtime.most_waiting_bytes for stage in self._stages)
+        cells = most // (per_cell * self._phases**2 * _WAITING_ROWS * self._side)
         return max(1, cells // self._tile_cells) * self.tile_blocks
+
+    def _panel_of(self, tile: Tile) -> int:
+        return tile.column // self._panel_blocks
 
     def _shifts(self) -> list[Shift]:
         steps = range(0, self._phases * self._grid.step_px, self._grid.step_px)
@@ -175,12 +155,12 @@ class DenseScorer:
             [Shift(down, right) for down in steps for right in steps] if self._phases > 1 else [Shift(0, 0)]
         )
 
-    def _wanted_of(self, tile: Tile, windows: NDArray[np.bool_], shift: Shift) -> _Wanted:
+    def _wanted_of(self, tile: Tile, windows: NDArray[np.bool_], shift: Shift) -> Wanted:
         """Windows of a tile: (tile_cells, tile_cells)."""
         whole = np.zeros((self.tile_blocks, self.tile_blocks), bool)
         whole[: windows.shape[0], : windows.shape[1]] = windows
         top, left = (block * self._grid.step_px // STEP_PX for block in (tile.row, tile.column))
-        return _Wanted(self._as_cells(whole, shift), top, left)
+        return Wanted(self._as_cells(whole, shift), top, left)
 
     def _as_cells(self, windows: NDArray[np.bool_], shift: Shift) -> NDArray[np.bool_]:
         """Windows of a pass, one each 10 px, of those of the stride."""
@@ -191,156 +171,202 @@ class DenseScorer:
         cells[:: self._every, :: self._every] = windows
         return cells
 
-    def _area_of(self, piece: Piece) -> Area:
-        """What is read for a piece: for any stage, and for windows of any tile."""
-        reach = max(sum(part.margin for part in stage.network.parts[1:]) for stage in self._runtimes)
-        cells = self._selected[piece.shift].of(piece, self._side, reach=reach, crop=self._crop)
-        assert cells is not None, "only pieces that a window needs are read"
-        rows, columns = cells.size
-        margin, (down, right) = self._pixel_margin, piece.shift
-        return Area(
-            (cells.top - margin) * STEP_PX + down,
-            (cells.left - margin) * STEP_PX + right,
-            (rows + 2 * margin) * STEP_PX,
-            (columns + 2 * margin) * STEP_PX,
-        )
+    def _within(self, panel: int, shift: Shift) -> Wanted:
+        """All windows of a panel."""
+        side = self._panel_blocks * self._grid.step_px // STEP_PX
+        return Wanted(self._selected[shift][:, panel * side : (panel + 1) * side], 0, panel * side)
 
-    def _needed(
-        self, number: int, shift: Shift, asked: _Wanted, all_wanted: _Wanted
-    ) -> list[dict[Piece, Cells]]:
-        """What windows of a tile go back to in the pieces of each part of a stage.
+    def _plan_panel(self, tiles: Sequence[Tile]) -> Iterator[Reading[Piece]]:
+        """Say what is read for each of its tiles; note what is made at each, and how long it is kept."""
+        made: set[tuple[int, Piece]] = set()
+        last_use: dict[tuple[int, Piece], int] = {}
+        last_look: dict[Piece, int] = {}
+        new: list[dict[Piece, Area]] = []
+        to_make: list[dict[Shift, _ToMake]] = []
+        for at, tile in enumerate(tiles):
+            new.append({})
+            to_make.append({})
+            for shift in self._shifts():
+                panel, asked = self._panel_of(tile), self._wanted_of(tile, tile.wanted, shift)
+                within = self._within(panel, shift)
+                to_make[at][shift] = todo = self._to_make(0, panel, shift, asked, within=within, made=made)
+                seen = [asked.around(self._pixel_reach)]
+                for part, pieces in enumerate(todo):
+                    made |= {(part, piece) for piece in pieces}
+                    inputs = [self._stages[0].inputs_of(part, cells) for cells in pieces.values()]
+                    if part == 0:
+                        seen += inputs
+                        continue
+                    mesh = self._stages[0].meshes[part - 1]
+                    last_use |= {
+                        (part - 1, piece): at
+                        for cells in inputs
+                        for piece in mesh.over(cells, panel=panel, shift=shift)
+                        if (part - 1, piece) in made
+                    }
+                for piece in {
+                    piece
+                    for cells in seen
+                    if cells
+                    for piece in self._pixel_mesh.over(cells, panel=panel, shift=shift)
+                }:
+                    if piece in last_look:
+                        last_look[piece] = at
+                    elif (area := self._area_of(piece, within)) is not None:
+                        last_look[piece] = at
+                        new[at][piece] = area
+        done: list[list[tuple[int, Piece]]] = [[] for _ in tiles]
+        for used, at in last_use.items():
+            done[at].append(used)
+        looked: list[list[Piece]] = [[] for _ in tiles]
+        for piece, at in last_look.items():
+            looked[at].append(piece)
+        for at, tile in enumerate(tiles):
+            self._areas |= new[at]
+            self._steps[tile.row, tile.column] = _Step(to_make[at], done[at], looked[at])
+            yield Reading(new[at], looked[at])
+
+    def _to_make(
+        self,
+        number: int,
+        panel: int,
+        shift: Shift,
+        asked: Wanted,
+        *,
+        within: Wanted,
+        made: Container[tuple[int, Piece]],
+    ) -> _ToMake:
+        """What parts of a stage have yet to make for windows of a tile.
 
         Args:
             number: of the stage.
+            panel: of the tile.
             shift: of the pass.
-            asked: windows of a tile.
-            all_wanted: the rest of a piece, that none of these depends on, is left out; what others make of
-                it is never looked at.
+            asked: windows of the tile.
+            within: pieces are made as far as any of these windows depends on them.
+            made: part and piece, what is there already.
         """
-        side, parts = self._side, self._runtimes[number].network.parts
-        top, left = asked.top // side, asked.left // side
-        panel = asked.left // (self._panel_blocks * self._grid.step_px // STEP_PX)
-        own = [
-            Piece(panel, shift, row, column)
-            for row in range(top, top + _TILE_PIECES)
-            for column in range(left, left + _TILE_PIECES)
-        ]
-        crops = {piece: asked.of(piece, side, reach=0, crop=self._crop, cells=1) for piece in own}
-        found = [{piece: cells for piece, cells in crops.items() if cells}]
-        for index in range(len(parts) - 1, 0, -1):
-            reach = sum(part.margin for part in parts[index:])
+        stage = self._stages[number]
+        crop = stage.runtime.crop_cells
+        tile = Cells(asked.top, asked.left, asked.top + self._tile_cells, asked.left + self._tile_cells)
+        own = {
+            piece: asked.needs(piece, stage.meshes[-1], reach=0, crop=crop, cells=1)
+            for piece in stage.meshes[-1].over(tile, panel=panel, shift=shift)
+        }
+        found = [{piece: cells for piece, cells in own.items() if cells}]
+        for part in range(stage.last - 1, -1, -1):
+            mesh = stage.meshes[part]
             before = {
-                Piece(panel, shift, row, column)
+                piece
                 for cells in found[0].values()
-                for around in [self._around(number, index, cells)]
-                for row in range(around.top // side, (around.bottom - 1) // side + 1)
-                for column in range(around.left // side, (around.right - 1) // side + 1)
+                for piece in mesh.over(stage.inputs_of(part + 1, cells), panel=panel, shift=shift)
+                if (part, piece) not in made
             }
-            crops = {
-                piece: all_wanted.of(piece, side, reach=reach, crop=self._crop) for piece in sorted(before)
+            needed = {
+                piece: within.needs(piece, mesh, reach=stage.reach[part], crop=crop)
+                for piece in sorted(before)
             }
-            found.insert(0, {piece: cells for piece, cells in crops.items() if cells})
+            found.insert(0, {piece: cells for piece, cells in needed.items() if cells})
         return found
 
-    def _around(self, number: int, part: int, cells: Cells) -> Cells:
-        """Cells that a part of a stage depends on."""
-        parts = self._runtimes[number].network.parts
-        margin = parts[part].margin
-        more = margin + (WINDOW_CELLS - 1 if part == len(parts) - 1 else 0)
-        return Cells(cells.top - margin, cells.left - margin, cells.bottom + more, cells.right + more)
+    def _area_of(self, piece: Piece, within: Wanted) -> Area | None:
+        """What is read for a piece: what any of the windows depends on in any stage."""
+        cells = within.needs(piece, self._pixel_mesh, reach=self._pixel_reach, crop=1)
+        if cells is None:
+            return None
+        rows, columns = cells.size
+        down, right = piece.shift
+        return Area(
+            cells.top * STEP_PX + down, cells.left * STEP_PX + right, rows * STEP_PX, columns * STEP_PX
+        )
 
     def _margins_of_stage(
         self,
         number: int,
-        shift: Shift,
-        asked: _Wanted,
+        asked: Wanted,
+        to_make: _ToMake,
+        made: _Made,
         pixels: Mapping[Piece, NDArray[np.uint8]],
     ) -> NDArray[np.float32]:
-        """Margins of the windows that are asked for, NaN elsewhere: (tile_cells, tile_cells)."""
+        """Make what is to be made, and give margins of the windows asked for, NaN elsewhere.
+
+        Returns:
+            (tile_cells, tile_cells)
+        """
+        stage = self._stages[number]
         margins = np.full(asked.windows.shape, np.nan, np.float32)
-        if not asked.windows.any():
-            return margins
-        # What the primary makes serves the tiles around this one, too. Which windows the secondary will be
-        # asked for there is not known yet.
-        keeps = number == 0
-        needed = self._needed(number, shift, asked, self._selected[shift] if keeps else asked)
-        passing: dict[Piece, torch.Tensor] = {}
-        for part, pieces in enumerate(needed):
-            is_last = part == len(needed) - 1
-            made = {}
-            if keeps and not is_last:
-                made = {
-                    piece: self._kept[piece][part] for piece in pieces if part in self._kept.get(piece, {})
+        for part, pieces in enumerate(to_make):
+            if not pieces:
+                continue
+            if part == 0:
+                results = self._of_pixels(number, pieces, pixels)
+            else:
+                results = stage.runtime.run(
+                    part,
+                    [self._input_of(number, part, piece, cells, made) for piece, cells in pieces.items()],
+                )
+            if part < stage.last:
+                made |= {
+                    (part, piece): (cells, values)
+                    for (piece, cells), values in zip(pieces.items(), results, strict=True)
                 }
-            missing = {piece: cells for piece, cells in pieces.items() if piece not in made}
-            if part == 0 and missing:
-                made |= self._of_pixels(number, missing, pixels)
-            elif missing:
-                inputs = [
-                    self._input_of(number, part, cells, needed[part - 1], passing)
-                    for cells in missing.values()
-                ]
-                made |= dict(zip(missing, self._runtimes[number].run(part, inputs), strict=True))
-            if keeps and not is_last:
-                for piece in missing:
-                    self._kept.setdefault(piece, {})[part] = made[piece]
-            passing = made
-        for piece, cells in needed[-1].items():
-            rows = slice(cells.top - asked.top, cells.bottom - asked.top)
-            columns = slice(cells.left - asked.left, cells.right - asked.left)
-            margins[rows, columns] = passing[piece].numpy()
+                continue
+            for cells, values in zip(pieces.values(), results, strict=True):
+                rows = slice(cells.top - asked.top, cells.bottom - asked.top)
+                columns = slice(cells.left - asked.left, cells.right - asked.left)
+                margins[rows, columns] = values.numpy()
         margins[~asked.windows] = np.nan
         return margins
 
     def _of_pixels(
         self, number: int, pieces: Mapping[Piece, Cells], pixels: Mapping[Piece, NDArray[np.uint8]]
-    ) -> dict[Piece, torch.Tensor]:
+    ) -> list[torch.Tensor]:
         """The first part of a stage. What is white, as all beyond the image, is alike: computed once."""
-        runtime, made, own = self._runtimes[number], {}, {}
-        margin = runtime.network.parts[0].margin
-        for piece, cells in pieces.items():
-            area, (down, right) = self._area_of(piece), piece.shift
-            top = (cells.top - margin) * STEP_PX + down - area.top
-            left = (cells.left - margin) * STEP_PX + right - area.left
-            height, width = ((length + 2 * margin) * STEP_PX for length in cells.size)
-            values = pixels[piece][top : top + height, left : left + width]
-            assert values.shape[:2] == (height, width), "what is computed lies in what was read"
-            if (values == _WHITE).all():
-                made[piece] = self._of_white(number).repeat(1, 1, *cells.size)
-            else:
-                own[piece] = torch.from_numpy(np.ascontiguousarray(values))
-        if own:
-            made |= dict(zip(own, runtime.run(0, list(own.values())), strict=True))
-        return made
+        stage = self._stages[number]
+        inputs = [
+            self._pixels_of(piece, stage.inputs_of(0, cells), pixels) for piece, cells in pieces.items()
+        ]
+        is_white = [bool((values == _WHITE).all()) for values in inputs]
+        own = [values for values, white in zip(inputs, is_white, strict=True) if not white]
+        results = iter(stage.runtime.run(0, own) if own else [])
+        return [
+            self._of_white(number).repeat(1, 1, *cells.size) if white else next(results)
+            for cells, white in zip(pieces.values(), is_white, strict=True)
+        ]
 
     def _of_white(self, number: int) -> torch.Tensor:
         if number not in self._blank:
-            part = self._runtimes[number].network.parts[0]
-            side = (self._crop + 2 * part.margin) * STEP_PX
-            white = torch.full((side, side, 3), _WHITE, dtype=torch.uint8)
-            (made,) = self._runtimes[number].run(0, [white])
-            middle = slice(self._crop // 2 * part.side, (self._crop // 2 + 1) * part.side)
+            runtime = self._stages[number].runtime
+            part, crop = runtime.network.parts[0], runtime.crop_cells
+            side = (crop + 2 * part.margin) * STEP_PX
+            (made,) = runtime.run(0, [torch.full((side, side, 3), _WHITE, dtype=torch.uint8)])
+            middle = slice(crop // 2 * part.side, (crop // 2 + 1) * part.side)
             self._blank[number] = made[..., middle, middle].clone()
         return self._blank[number]
 
-    def _input_of(
-        self,
-        number: int,
-        part: int,
-        cells: Cells,
-        lie: Mapping[Piece, Cells],
-        before: Mapping[Piece, torch.Tensor],
+    def _pixels_of(
+        self, piece: Piece, cells: Cells, pixels: Mapping[Piece, NDArray[np.uint8]]
     ) -> torch.Tensor:
-        """What a part depends on, of the pieces that the part before made."""
-        scale = self._runtimes[number].network.parts[part - 1].side
-        around = self._around(number, part, cells)
+        """(height, width, 3) uint8 of a rectangle of cells; white where no window looks."""
+        down, right = piece.shift
+        top, left = cells.top * STEP_PX + down, cells.left * STEP_PX + right
         placed = [
-            ((other.top - around.top) * scale, (other.left - around.left) * scale, before[piece])
-            for piece, other in lie.items()
-            if around.top < other.bottom
-            and other.top < around.bottom
-            and around.left < other.right
-            and other.left < around.right
+            (area.top - top, area.left - left, torch.from_numpy(pixels[other]).permute(2, 0, 1)[None])
+            for other in self._pixel_mesh.over(cells, panel=piece.panel, shift=piece.shift)
+            if (area := self._areas.get(other))
         ]
+        rows, columns = cells.size
+        return gather(placed, size=(rows * STEP_PX, columns * STEP_PX), fill=_WHITE)[0].permute(1, 2, 0)
+
+    def _input_of(self, number: int, part: int, piece: Piece, cells: Cells, made: _Made) -> torch.Tensor:
+        """What a part depends on, of the pieces that the part before made."""
+        stage = self._stages[number]
+        scale = stage.runtime.network.parts[part - 1].side
+        around = stage.inputs_of(part, cells)
+        placed = []
+        for other in stage.meshes[part - 1].over(around, panel=piece.panel, shift=piece.shift):
+            if (part - 1, other) in made:
+                lie, values = made[part - 1, other]
+                placed.append(((lie.top - around.top) * scale, (lie.left - around.left) * scale, values))
         rows, columns = around.size
         return gather(placed, size=(rows * scale, columns * scale))

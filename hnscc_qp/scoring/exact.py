@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from hnscc_qp.geometry import Grid
 from hnscc_qp.models.cascade import Cascade
-from hnscc_qp.scoring.tiles import Tile, plan_tiles, tile_area
-from hnscc_qp.slides.holes import Area
+from hnscc_qp.scoring.tiles import Reading, Tile, plan_tiles, tile_area
 
 _TILE_PX = 640
 _SECONDARY_SHARE = 4
@@ -40,9 +39,11 @@ class ExactScorer:
         """See `TileScorer.tiles`."""
         return plan_tiles(selected, self.tile_blocks)
 
-    def areas(self, tile: Tile) -> dict[tuple[int, int], Area]:
-        """See `TileScorer.areas`: the tile itself."""
-        return {(tile.row, tile.column): tile_area(tile, self._grid, side=self.tile_blocks)}
+    def plan(self, tiles: Iterable[Tile]) -> Iterator[Reading[tuple[int, int]]]:
+        """See `TileScorer.plan`: each tile on its own."""
+        for tile in tiles:
+            name = (tile.row, tile.column)
+            yield Reading({name: tile_area(tile, self._grid, side=self.tile_blocks)}, [name])
 
     def margins(
         self, tile: Tile, wanted: NDArray[np.bool_], pixels: Mapping[tuple[int, int], NDArray[np.uint8]]
@@ -59,9 +60,6 @@ class ExactScorer:
             positive = found[number, rows, columns] > 0
             rows, columns = rows[positive], columns[positive]
         return found
-
-    def forget(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """See `TileScorer.forget`: nothing is kept."""
 
 
 def _run(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,15 +19,12 @@ from hnscc_qp.models.memory import held_memory
 from hnscc_qp.progress import SILENT, Progress
 from hnscc_qp.scoring.arithmetic import arithmetic
 from hnscc_qp.scoring.journal import Journal, TileResult
-from hnscc_qp.scoring.tiles import Tile, read_ahead, windows_over
-from hnscc_qp.slides.holes import Area, Patchwork, read_around_holes
+from hnscc_qp.scoring.tiles import P, Reading, Tile, read_ahead, windows_over
+from hnscc_qp.slides.holes import Patchwork, read_around_holes
 from hnscc_qp.slides.reader import Slide
 from hnscc_qp.study import Scoring
 
 _MOST_READERS = 4
-
-
-P = TypeVar("P", bound=Hashable)
 
 
 class TileScorer(Protocol[P]):
@@ -38,8 +35,8 @@ class TileScorer(Protocol[P]):
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """Tiles that hold every selected window once, in an order that is always the same."""
 
-    def areas(self, tile: Tile) -> dict[P, Area]:
-        """What must be read for a tile, by names that tiles share, in grid px."""
+    def plan(self, tiles: Iterable[Tile]) -> Iterator[Reading[P]]:
+        """What is read for each of these tiles; `margins` is then asked for them in this order."""
 
     def margins(
         self, tile: Tile, wanted: NDArray[np.bool_], pixels: Mapping[P, NDArray[np.uint8]]
@@ -47,16 +44,13 @@ class TileScorer(Protocol[P]):
         """Logit of tumor less that of nontumor, by stage: (stages, rows, columns).
 
         Args:
-            tile: as `tiles` gave it.
+            tile: the next of those that were planned.
             wanted: (rows, columns) windows, of those that the tile wants.
-            pixels: (height, width, 3) uint8 RGB of all its areas.
+            pixels: (height, width, 3) uint8 RGB of all that has been read and is not done.
 
         Returns:
             NaN for windows that a stage was not asked for; above 0 is tumor.
         """
-
-    def forget(self, pieces: Iterable[P]) -> None:
-        """No tile to come needs these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,34 +151,20 @@ def score_tiles(
 
 def _read_pieces(
     slide: Slide, grid: Grid, tiles: Sequence[Tile], scorer: TileScorer[P]
-) -> Generator[dict[P, Patchwork], None, None]:
-    """The pieces of each tile, read ahead by threads; one that several tiles need is read once.
+) -> Generator[Mapping[P, Patchwork], None, None]:
+    """For each tile what it needs and what waits for others; read ahead by threads, each piece once."""
+    planned = zip(tiles, scorer.plan(tiles), strict=True)
 
-    What no tile to come needs is forgotten when the next tile is asked for.
-    """
-    # By tiles: the pieces that it is the first to need, and those that it is the last to need.
-    first: list[list[tuple[P, Area]]] = [[] for _ in tiles]
-    last_use: dict[P, int] = {}
-    for number, tile in enumerate(tiles):
-        for piece, area in scorer.areas(tile).items():
-            if piece not in last_use:
-                first[number].append((piece, area))
-            last_use[piece] = number
-    last: list[list[P]] = [[] for _ in tiles]
-    for piece, number in last_use.items():
-        last[number].append(piece)
-
-    def read(number: int) -> list[tuple[P, Patchwork]]:
-        return [(piece, read_around_holes(slide, area, grid.mpp)) for piece, area in first[number]]
+    def read(what: tuple[Tile, Reading[P]]) -> list[tuple[P, Patchwork]]:
+        return [(piece, read_around_holes(slide, area, grid.mpp)) for piece, area in what[1].new.items()]
 
     readers = max(1, min(_MOST_READERS, os.cpu_count() or 1))
     held: dict[P, Patchwork] = {}
-    with closing(read_ahead(range(len(tiles)), read, threads=readers, ahead=readers)) as ready:
-        for number, future in ready:
+    with closing(read_ahead(planned, read, threads=readers, ahead=readers)) as ready:
+        for (_, reading), future in ready:
             held.update(future.result())
-            yield {piece: held[piece] for piece in scorer.areas(tiles[number])}
-            scorer.forget(last[number])
-            for piece in last[number]:
+            yield held
+            for piece in reading.done:
                 del held[piece]
 
 
@@ -205,26 +185,28 @@ def _score(
         tile: which.
         grid: of the slide.
         scorer: exact or dense.
-        pieces: of the tile.
+        pieces: what was read for it, and for others.
         temperatures: of the stages, if probabilities are wanted.
         device: to name where memory ends.
     """
-    holes = [hole for got in pieces.values() for hole in got.holes]
-    wanted = tile.wanted & ~windows_over(holes, tile, grid)
-    reason = next((got.reason for got in pieces.values() if got.reason), None)
-    margins = np.full((scorer.stages, *wanted.shape), np.nan, np.float32)
-    if wanted.any():
-        try:
-            margins = scorer.margins(tile, wanted, {piece: got.pixels for piece, got in pieces.items()})
-        except torch.OutOfMemoryError as error:
-            raise StepError(
-                f"{device} has too little memory to score with; lower scoring.batch_size, or set device "
-                '= "cpu" in the study'
-            ) from error
+    lost = np.zeros(tile.wanted.shape, bool)
+    reasons = []
+    for got in pieces.values():
+        if got.holes and (met := tile.wanted & windows_over(got.holes, tile, grid)).any():
+            lost |= met
+            reasons.append(got.reason)
+    wanted = tile.wanted & ~lost
+    try:
+        margins = scorer.margins(tile, wanted, {piece: got.pixels for piece, got in pieces.items()})
+    except torch.OutOfMemoryError as error:
+        raise StepError(
+            f"{device} has too little memory to score with; lower scoring.batch_size, or set device "
+            '= "cpu" in the study'
+        ) from error
     # NaN, where a stage was not asked because the one before it said no, is above nothing.
     called = np.all(margins > 0, axis=0)
     probabilities = None if temperatures is None else _probabilities(margins, temperatures)
-    return TileResult(wanted, called, probabilities, reason)
+    return TileResult(wanted, called, probabilities, min(filter(None, reasons), default=None))
 
 
 def _probabilities(margins: NDArray[np.float32], temperatures: tuple[float, ...]) -> NDArray[np.float32]:

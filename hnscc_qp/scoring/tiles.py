@@ -7,10 +7,10 @@ they reach beyond the image: a network rounds by the shape of what it gets.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from hnscc_qp.slides.holes import Area
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = TypeVar("P", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,16 @@ class Tile:
     column: int
     wanted: NDArray[np.bool_]
     """(rows, columns); fewer at the far edges of the grid than in other tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Generic[P]):
+    """What of the slide is read for a tile, by names that tiles share."""
+
+    new: dict[P, Area]
+    """That no tile before it needed, in grid px."""
+    done: list[P]
+    """Of this and earlier tiles: what no tile to come needs."""
 
 
 def select_windows(

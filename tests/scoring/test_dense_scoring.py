@@ -14,7 +14,6 @@ from hnscc_qp.geometry import Grid
 from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.models.dense import DenseCascade, DenseClassifier, windows_of_cells
 from hnscc_qp.models.parts import Layer, Parts, TorchRuntime, take_apart
-from hnscc_qp.scoring import dense as dense_module
 from hnscc_qp.scoring import slide as slide_module
 from hnscc_qp.scoring.dense import DenseScorer
 from hnscc_qp.scoring.journal import Journal
@@ -124,6 +123,7 @@ def called(
     settings: Scoring | None = None,
     selected=None,
     crop_cells: int = 8,
+    most_waiting_bytes: int | None = None,
 ):
     grid = grid_of(slide, step_px)
     settings = settings or Scoring()
@@ -131,6 +131,7 @@ def called(
     stages = [copy.copy(stage) for stage in cascade.stages(runtime="torch", device=CPU, bfloat16=low)]
     for stage in stages:
         stage.crop_cells = crop_cells
+        stage.most_waiting_bytes = most_waiting_bytes or stage.most_waiting_bytes
     if selected is None:
         selected = np.ones((grid.window_rows, grid.window_columns), bool)
     return score_tiles(
@@ -189,17 +190,45 @@ def test_every_piece_is_read_once_and_computed_once(slide, cascade, monkeypatch)
     assert len({(region.x, region.y) for region in slide.reads}) == len(slide.reads) > 30
     first, second, last = (sum(len(at) for _, number, at in passed if number == part) for part in range(3))
     grid = grid_of(slide)
-    assert last == -(-grid.window_rows // 4) * -(-grid.window_columns // 4)
-    # The last part's margin is two cells, and three more belong to the windows that start last.
-    assert second == (2 + (grid.window_rows + 4) // 4) * (2 + (grid.window_columns + 4) // 4) > last
-    assert second < first <= len(slide.reads)
+    sides = (grid.window_rows - 1) // 4, (grid.window_columns - 1) // 4
+    assert last == (sides[0] + 1) * (sides[1] + 1)
+    # The last part's margin is two cells, and three more belong to the windows that start last: its pieces
+    # begin within the second ones, which lie five cells farther down and right.
+    assert second == (sides[0] + 3) * (sides[1] + 3)
+    # The first ones lie two farther, 4 · n + 7 cells from the border, and see one cell around them: five rows
+    # of seven meet the slide's 17 × 24 cells. Of those beyond, which are white, one is computed for all.
+    assert first == 5 * 7 + 1 < len(slide.reads)
 
     passed.clear()
     pale = np.full_like(slide.pixels, 255)
     pale[:50, :50] = slide.pixels[:50, :50]
     called(type(slide)(pale), DenseCascade(cascade.primary, None), piece_cells=4)
-    # White pieces are all alike: one of them is computed.
-    assert sum(len(at) for _, number, at in passed if number == 0) == 3 * 3 + 1
+    # Two rows of two meet the five cells that are not white.
+    assert sum(len(at) for _, number, at in passed if number == 0) == 2 * 2 + 1
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.02])
+def test_what_waits_for_tiles_to_come_is_a_row_of_pieces_whatever_the_height(cascade, monkeypatch, share):
+    from scoring.conftest import ArraySlide
+
+    waiting: list[int] = []
+    margins = DenseScorer.margins
+
+    def noted(self, *given):
+        found = margins(self, *given)
+        waiting.append(sum(values.numel() for _, values in self._kept.values()))
+        return found
+
+    monkeypatch.setattr(DenseScorer, "margins", noted)
+    rng = np.random.default_rng(5)
+    tall = ArraySlide(rng.integers(0, 250, (1200, 240, 3), np.uint8))
+    grid = grid_of(tall)
+    selected = rng.random((grid.window_rows, grid.window_columns)) < share
+    called(tall, DenseCascade(cascade.primary, None), piece_cells=4, selected=selected)
+    # Some 6 + 2 pieces are in a row, and around the tile in work there are 3 × 3.
+    parts = cascade.primary.in_parts().parts[:-1]
+    of_piece = sum(part.channels * part.side**2 * 16 for part in parts)
+    assert 0 < max(waiting) <= of_piece * (6 + 2 + 9)
 
 
 def test_of_a_few_windows_no_more_is_computed_than_they_depend_on(slide, cascade, monkeypatch):
@@ -235,12 +264,10 @@ def test_what_is_left_of_pieces_has_few_sizes(slide, cascade, monkeypatch):
     assert [1 < len(of_part) <= 4 for of_part in sizes.values()] == [True] * 3
 
 
-def test_narrow_panels_for_little_memory_change_no_vote(slide, cascade, expected, monkeypatch):
-    monkeypatch.setattr(dense_module, "_MOST_WAITING_BYTES", 1)
+def test_narrow_panels_for_little_memory_change_no_vote(slide, cascade, expected):
     slide.reads.clear()
-    assert np.array_equal(called(slide, cascade, piece_cells=3), expected)
+    assert np.array_equal(called(slide, cascade, piece_cells=3, most_waiting_bytes=1), expected)
     again = len(slide.reads)
-    monkeypatch.undo()
     slide.reads.clear()
     called(slide, cascade, piece_cells=3)
     assert len(slide.reads) < again
