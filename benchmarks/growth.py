@@ -1,7 +1,7 @@
 """How the cost of scoring grows: with slides, with workers, and with the area of tissue.
 
     python benchmarks/growth.py SLIDE DENSE [--slides 1 4 16 64] [--workers 0 1 2 4] [--area-mm2 10 100 400]
-        [--side-mm 1] [--runtime torch|openvino]
+        [--side-mm 1] [--runtime torch|onnxruntime]
 
 SLIDE gives the pixels, DENSE is the folder of a trained dense primary (`generations/001/primary`).
 

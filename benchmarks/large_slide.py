@@ -1,7 +1,7 @@
 """Memory of scoring a slide of 100,000 × 100,000 px, which is drawn: tissue in its middle, sparse around.
 
     python benchmarks/large_slide.py SLIDE [--side-px 100000] [--dense-mm 3] [--dense-height-mm 3]
-        [--sparse 256] [--primary FOLDER] [--two-stages] [--runtime torch|openvino] [--precision bfloat16]
+        [--sparse 256] [--primary FOLDER] [--two-stages] [--runtime torch|onnxruntime] [--precision bfloat16]
         [--stride 5] [--json]
 
 SLIDE gives the pixels of one tile. Tiles of the dense rectangle in the middle hold it, and one of `--sparse`

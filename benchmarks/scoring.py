@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ from patches import make_slide
 
 from hnscc_qp.cli import render
 from hnscc_qp.geometry import WINDOW_MPP, Grid
-from hnscc_qp.models import openvino
+from hnscc_qp.models import onnx_runtime
 from hnscc_qp.models.cascade import AnyCascade, Cascade, make_cascade
 from hnscc_qp.models.checkpoint import load_model
 from hnscc_qp.models.dense import DenseCascade, DenseClassifier
@@ -164,18 +163,15 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
         window_model.load_state_dict(safetensors.torch.load_file(asked.window))
     exact, whole = Cascade(window_model, None), make_cascade(dense, None)
     assert isinstance(whole, DenseCascade)
-    runtimes = ["torch", "openvino"] if openvino.is_installed() and device.type == "cpu" else ["torch"]
+    has_onnx = onnx_runtime.is_installed() and device.type == "cpu"
     ways: list[tuple[str, AnyCascade, str, str]] = []
     if "exact" in asked.ways:
         ways += [(f"exact, {precision}", exact, precision, "torch") for precision in ("float32", "bfloat16")]
     dense_ways = [
-        (f"dense, {precision}, {runtime}", whole, precision, runtime)
-        for runtime in runtimes
-        for precision in ("float32", "bfloat16")
+        (f"dense, {precision}, torch", whole, precision, "torch") for precision in ("float32", "bfloat16")
     ]
-    onnx = onnx_cascade(dense, device)
-    if onnx is not None:
-        dense_ways.append(("dense, float32, ONNX Runtime", onnx, "float32", "torch"))
+    if has_onnx:
+        dense_ways.append(("dense, float32, ONNX Runtime", whole, "float32", "onnxruntime"))
     ways += dense_ways if "dense" in asked.ways else []
     calls: dict[str, np.ndarray] = {}
     spent: list[tuple[object, ...]] = []
@@ -220,19 +216,7 @@ def compare(path: Path, asked: argparse.Namespace, device: torch.device) -> None
             f"{way}: {flips.sum()} of {flips.size} windows called otherwise ({flips.mean():.3%})"
         )
     if "network" in asked.ways:
-        network_alone(dense, whole, onnx, runtimes, device)
-
-
-def onnx_cascade(dense: DenseClassifier, device: torch.device) -> DenseCascade | None:
-    """By ONNX Runtime, if it is there."""
-    if device.type != "cpu" or not (find_spec("onnxruntime") and find_spec("onnx")):
-        render.print_line(
-            "ONNX Runtime is left out: it works on a CPU, where onnx and onnxruntime are installed"
-        )
-        return None
-    from onnx_parts import OnnxCascade  # noqa: PLC0415
-
-    return OnnxCascade(dense, None)
+        network_alone(dense, whole, device, has_onnx=has_onnx)
 
 
 class Watch:
@@ -273,11 +257,7 @@ class Watch:
 
 
 def network_alone(
-    dense: DenseClassifier,
-    whole: DenseCascade,
-    onnx: DenseCascade | None,
-    runtimes: list[str],
-    device: torch.device,
+    dense: DenseClassifier, whole: DenseCascade, device: torch.device, *, has_onnx: bool
 ) -> None:
     """Windows per second where all is tissue, and what the machine's matrix product would allow."""
     rows = []
@@ -290,10 +270,9 @@ def network_alone(
         stages: dict[str, Runtime] = {
             "torch, batch norms apart": TorchRuntime(dense.eval().in_parts(), device=device, bfloat16=low)
         }
-        for runtime in runtimes:
-            stages[runtime] = whole.stages(runtime=runtime, device=device, bfloat16=low)[0]  # type: ignore[arg-type]
-        if onnx is not None and not low:
-            stages["ONNX Runtime"] = onnx.stages(runtime="torch", device=device, bfloat16=low)[0]
+        (stages["torch"],) = whole.stages(runtime="torch", device=device, bfloat16=low)
+        if has_onnx and not low:
+            (stages["ONNX Runtime"],) = whole.stages(runtime="onnxruntime", device=device, bfloat16=low)
         for runtime, stage in stages.items():
             with held_memory(device):
                 rate = stage.piece_cells**2 / seconds_per_piece(stage)

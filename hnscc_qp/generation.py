@@ -32,7 +32,7 @@ _REPORTED_PACKAGES = (
     "numpy",
     "torch",
     "torchvision",
-    "openvino",
+    "onnxruntime",
     "shapely",
     "openslide-python",
     "openslide-bin",

@@ -281,8 +281,9 @@ class Scoring(_Settings):
     """`bfloat16` is faster where the processor has it, and flips some votes: docs/benchmarks.md."""
     exact: bool = False
     """32 bits and kernels that add in one order, whatever `precision` says and is faster on the device."""
-    runtime: Literal["auto", "torch", "openvino"] = "auto"
-    """What computes: `auto` is OpenVINO where it is installed, for dense models on a CPU; else PyTorch."""
+    runtime: Literal["auto", "torch", "onnxruntime"] = "auto"
+    """What computes: `auto` is ONNX Runtime where it is installed, for dense models in float32 on a CPU; else
+    PyTorch."""
     probabilities: bool = False
     """Write each stage's P(tumor) of every window too, beside the score map."""
 

@@ -65,7 +65,7 @@ class Runtime(StrEnum):
 
     AUTO = "auto"
     TORCH = "torch"
-    OPENVINO = "openvino"
+    ONNXRUNTIME = "onnxruntime"
 
 
 class WindowVotes(StrEnum):
@@ -314,7 +314,7 @@ def score(
         bool, typer.Option("--exact-arithmetic", help="32 bits, and kernels that add in one order")
     ] = False,
     runtime: Annotated[
-        Runtime | None, typer.Option(help="what computes; auto: OpenVINO where it can, else PyTorch")
+        Runtime | None, typer.Option(help="what computes; auto: ONNX Runtime where it can, else PyTorch")
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.5:8786")

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from hnscc_qp.errors import StudyError
 from hnscc_qp.geometry import STEP_PX, WINDOW_PX
 from hnscc_qp.models.networks import build_network, fold_batch_norms, normalisation_of
-from hnscc_qp.models.openvino import OpenVinoRuntime
+from hnscc_qp.models.onnx_runtime import OnnxRuntime
 from hnscc_qp.models.parts import WINDOW_CELLS, Layer, Parts, Runtime, TorchRuntime, prepare, take_apart
 
 DENSE_NETWORKS = ("mobilenet_v2", "resnet50", "resnet101")
 DENSE_INPUT_PX = (32, 64, 128)
 """Values of S for which a network with strides of 2 has a stride of S/4."""
-RuntimeName = Literal["torch", "openvino"]
+RuntimeName = Literal["torch", "onnxruntime"]
 
 
 class DenseClassifier(nn.Module):
@@ -125,16 +125,16 @@ class DenseCascade(nn.Module):
         """What computes the primary, and the secondary if there is one; made once and kept.
 
         Args:
-            runtime: `openvino` works on the CPU, whatever `device` says.
+            runtime: `onnxruntime` works on the CPU and in 32 bits, whatever the others say.
             device: where PyTorch works.
-            bfloat16: work in that precision, but for the last layer.
+            bfloat16: PyTorch works in that precision, but for the last layer.
         """
         key = runtime, device, bfloat16
         if key not in self._runtimes:
             both = (stage.in_parts() for stage in (self.primary, self.secondary) if stage is not None)
             self._runtimes[key] = [
-                OpenVinoRuntime(network, bfloat16=bfloat16)
-                if runtime == "openvino"
+                OnnxRuntime(network)
+                if runtime == "onnxruntime"
                 else TorchRuntime(network, device=device, bfloat16=bfloat16)
                 for network in both
             ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -163,6 +163,8 @@ class Runtime(Protocol):
     network: Parts
     piece_cells: int
     """Side of the pieces that it works on best."""
+    at_once: int
+    """How many it works on side by side."""
     most_waiting_bytes: int
     """Of what parts made, that waits for tiles to come, where it is computed."""
     crop_cells: int
@@ -191,6 +193,7 @@ class TorchRuntime:
         """Copy the layers to a device; with `bfloat16` they work in that, but for the last one."""
         self.network = network
         self.piece_cells = _PIECE_CELLS.get(device.type, _PIECE_CELLS["cpu"])
+        self.at_once = torch.get_num_threads() if device.type == "cpu" else 1
         self.most_waiting_bytes = MOST_WAITING_BYTES.get(device.type, MOST_WAITING_BYTES["cpu"])
         self.crop_cells = _CROP_CELLS
         self._device = device
@@ -206,48 +209,16 @@ class TorchRuntime:
         """See `Runtime.run`."""
         if number or self._device.type != "cpu":
             return self._run_all(number, pieces)
-        # The first maps are so large that they leave the cache: here smaller pieces are faster.
-        margin, scale = self.network.parts[0].margin, self.network.parts[0].side
-        cuts: list[Tensor] = []
-        places: list[list[tuple[int, int]]] = []
-        for piece in pieces:
-            rows, columns = (
-                _edges(length // STEP_PX - 2 * margin, most=_SMALL_CELLS) for length in piece.shape[:2]
-            )
-            places.append([(top, left) for top, _ in pairwise(rows) for left, _ in pairwise(columns)])
-            cuts += [
-                piece[
-                    top * STEP_PX : (bottom + 2 * margin) * STEP_PX,
-                    left * STEP_PX : (right + 2 * margin) * STEP_PX,
-                ]
-                for top, bottom in pairwise(rows)
-                for left, right in pairwise(columns)
-            ]
-        made = iter(self._run_all(0, cuts))
-        whole = []
-        for piece, places_of_one in zip(pieces, places, strict=True):
-            height, width = ((length // STEP_PX - 2 * margin) * scale for length in piece.shape[:2])
-            placed = [(top * scale, left * scale, next(made)) for top, left in places_of_one]
-            whole.append(gather(placed, size=(height, width)))
-        return whole
+        return in_small_pieces(
+            pieces, self.network.parts[0], most_cells=_SMALL_CELLS, run=lambda cuts: self._run_all(0, cuts)
+        )
 
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         threads = torch.get_num_threads()
         if self._device.type != "cpu" or threads == 1 or len(pieces) < threads:
             return [self._run_one(number, piece) for piece in pieces]
 
-        def one(index: int) -> Tensor:
-            return self._run_one(number, pieces[index])
-
-        # Side by side, each on one core: cores that share a small piece wait for each other.
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                # The largest first: then none waits long for the last.
-                order = sorted(range(len(pieces)), key=lambda index: -pieces[index].numel())
-                made = dict(zip(order, pool.map(one, order), strict=True))
-                return [made[index] for index in range(len(pieces))]
-        finally:
-            torch.set_num_threads(threads)
+        return side_by_side(lambda piece: self._run_one(number, piece), pieces)
 
     # The mode is of a thread, and `run` has threads of its own.
     @torch.inference_mode()
@@ -272,6 +243,55 @@ class TorchRuntime:
             pixels = pixels.pin_memory()
         batch = pixels.to(self._device, non_blocking=True).permute(2, 0, 1)[None]
         return prepare(batch, mean=self._mean, std=self._std, stride=self.network.stride).to(self._dtype)
+
+
+def side_by_side(run: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Run pieces on a CPU, each on one core: cores that share a small piece wait for each other."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            # The largest first: then none waits long for the last.
+            order = sorted(range(len(pieces)), key=lambda index: -pieces[index].numel())
+            made = dict(zip(order, pool.map(run, (pieces[index] for index in order)), strict=True))
+            return [made[index] for index in range(len(pieces))]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_small_pieces(
+    pieces: Sequence[Tensor], part: Part, *, most_cells: int, run: Callable[[list[Tensor]], list[Tensor]]
+) -> list[Tensor]:
+    """Run the first part, whose maps are so large that they leave a CPU's cache, on smaller pieces.
+
+    Args:
+        pieces: as `Runtime.run` has them.
+        part: the first.
+        most_cells: along the side of a smaller piece.
+        run: takes smaller pieces.
+    """
+    margin, scale = part.margin, part.side
+    cuts: list[Tensor] = []
+    places: list[list[tuple[int, int]]] = []
+    for piece in pieces:
+        rows, columns = (
+            _edges(length // STEP_PX - 2 * margin, most=most_cells) for length in piece.shape[:2]
+        )
+        places.append([(top, left) for top, _ in pairwise(rows) for left, _ in pairwise(columns)])
+        cuts += [
+            piece[
+                top * STEP_PX : (bottom + 2 * margin) * STEP_PX,
+                left * STEP_PX : (right + 2 * margin) * STEP_PX,
+            ]
+            for top, bottom in pairwise(rows)
+            for left, right in pairwise(columns)
+        ]
+    made = iter(run(cuts))
+    whole = []
+    for piece, places_of_one in zip(pieces, places, strict=True):
+        height, width = ((length // STEP_PX - 2 * margin) * scale for length in piece.shape[:2])
+        placed = [(top * scale, left * scale, next(made)) for top, left in places_of_one]
+        whole.append(gather(placed, size=(height, width)))
+    return whole
 
 
 def _edges(length: int, *, most: int) -> list[int]:

@@ -29,8 +29,8 @@ from hnscc_qp.scoring.pieces import Cells, Mesh, Piece, Shift, Wanted
 from hnscc_qp.scoring.tiles import Reading, Tile, plan_tiles
 from hnscc_qp.slides.holes import Area
 
-_TILE_PIECES = 2
-"""Pieces along one side of a tile."""
+_TILE_PIECES = (2, 4, 8)
+"""Along one side of a tile: the first with enough pieces for all that work on them at once."""
 _WAITING_ROWS = 2
 """Rows of pieces that wait for tiles to come: one where tissue is solid, more along its border."""
 _WHITE = 255
@@ -84,7 +84,9 @@ class DenseScorer:
         self.stages = len(stages)
         self._phases = max(1, STEP_PX // grid.step_px)
         self._every = max(1, grid.step_px // STEP_PX)
-        self._tile_cells = self._side * _TILE_PIECES
+        at_once = max(stage.at_once for stage in stages)
+        pieces = next((side for side in _TILE_PIECES if side**2 >= at_once), _TILE_PIECES[-1])
+        self._tile_cells = self._side * pieces
         self.tile_blocks = self._tile_cells * STEP_PX // grid.step_px
         self._pixel_reach = max(stage.pixel_reach for stage in self._stages)
         self._pixel_mesh = Mesh(self._side, self._pixel_reach + WINDOW_CELLS - 1)
@@ -144,7 +146,9 @@ class DenseScorer:
         per_cell = STEP_PX**2 * 3 + sum(4 * part.channels * part.side**2 for part in parts)
         most = min(stage.runtime.most_waiting_bytes for stage in self._stages)
         cells = most // (per_cell * self._phases**2 * _WAITING_ROWS * self._side)
-        return max(1, cells // self._tile_cells) * self.tile_blocks
+        # Not by tiles, whose side hangs on the machine: what is computed at a panel's edge does not.
+        unit = self._side * _TILE_PIECES[0]
+        return max(1, cells // unit) * unit * STEP_PX // self._grid.step_px
 
     def _panel_of(self, tile: Tile) -> int:
         return tile.column // self._panel_blocks

@@ -31,6 +31,8 @@ class TileScorer(Protocol[P]):
     """A way to score a tile's windows, from pieces of the slide that tiles may share."""
 
     stages: int
+    tile_blocks: int
+    """Along the side of a tile."""
 
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """Tiles that hold every selected window once, in an order that is always the same."""

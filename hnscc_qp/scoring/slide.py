@@ -15,7 +15,7 @@ from hnscc_qp.errors import SlideReadError, StudyError, UnusableSlideError
 from hnscc_qp.files import sha256_json
 from hnscc_qp.generation import versions
 from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, WINDOW_PX, Grid
-from hnscc_qp.models import openvino
+from hnscc_qp.models import onnx_runtime
 from hnscc_qp.models.cascade import AnyCascade, Cascade
 from hnscc_qp.models.dense import DenseCascade, RuntimeName
 from hnscc_qp.progress import SILENT, Progress
@@ -118,9 +118,8 @@ def score_slide(
     scorer: TileScorer[Any] = _make_scorer(cascade, grid, settings, device, runtime)
     book = None
     if journal is not None and wanted:
-        key = sha256_json(
-            [dict(provenance or {}), settings.model_dump(mode="json"), mode, runtime, str(device), versions()]
-        )
+        machine = [str(device), scorer.tile_blocks, versions()]
+        key = sha256_json([dict(provenance or {}), settings.model_dump(mode="json"), mode, runtime, *machine])
         book = Journal(journal, key=key)
     try:
         scored = score_tiles(
@@ -177,23 +176,25 @@ def _select(
 
 
 def choose_runtime(cascade: AnyCascade, settings: Scoring, device: torch.device) -> RuntimeName:
-    """What computes: OpenVINO for dense models on a CPU where it is installed, else PyTorch.
+    """What computes: ONNX Runtime for dense models in float32 on a CPU where it is installed, else PyTorch.
 
     Raises:
-        StudyError: the study asks for OpenVINO, and it can't be had; the message says why.
+        StudyError: the study asks for ONNX Runtime, and it can't be had; the message says why.
     """
     why_not = None
     if not isinstance(cascade, DenseCascade):
         why_not = 'works with dense models only; set recipe = "dense" and train them'
     elif settings.exact:
         why_not = "does not promise exact arithmetic; leave --exact-arithmetic (scoring.exact) out"
+    elif settings.precision != "float32":
+        why_not = f'does not work in {settings.precision}; set precision = "float32"'
     elif device.type != "cpu":
-        why_not = f'works on the CPU only, not on {device}; set device = "cpu"'
-    elif not openvino.is_installed():
-        why_not = "is not installed; run: pip install 'hnscc-qp[openvino]'"
-    if settings.runtime == "openvino" and why_not:
-        raise StudyError(f'OpenVINO {why_not}, or set runtime = "torch"')
-    return "torch" if why_not or settings.runtime == "torch" else "openvino"
+        why_not = f'works on the CPU only here, not on {device}; set device = "cpu"'
+    elif not onnx_runtime.is_installed():
+        why_not = "is not installed; run: pip install 'hnscc-qp[onnxruntime]'"
+    if settings.runtime == "onnxruntime" and why_not:
+        raise StudyError(f'ONNX Runtime {why_not}, or set runtime = "torch"')
+    return "torch" if why_not or settings.runtime == "torch" else "onnxruntime"
 
 
 def _make_scorer(

@@ -82,8 +82,8 @@ def spread(windows: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
 def plan_tiles(selected: NDArray[np.bool_], side: int, *, panel: int | None = None) -> Iterator[Tile]:
     """The tiles with wanted windows, row by row.
 
-    With `panel`, a multiple of the side, rows go over so many columns only, and the next columns follow when
-    these are done: neighbours come soon after each other on the largest slides, too.
+    With `panel`, rows go over so many columns only, and the next columns follow when these are done:
+    neighbours come soon after each other on the largest slides, too. Tiles end where the panel ends.
     """
     panel = panel or max(side, selected.shape[1])
     for left in range(0, selected.shape[1], panel):

@@ -15,7 +15,7 @@ from hnscc_qp import __version__
 from hnscc_qp.errors import ClusterError, ScoreMapError
 from hnscc_qp.files import sha256_file, storing
 from hnscc_qp.generation import step_key
-from hnscc_qp.models import openvino
+from hnscc_qp.models import onnx_runtime
 from hnscc_qp.models.cascade import AnyCascade
 from hnscc_qp.models.dense import RuntimeName
 from hnscc_qp.models.device import choose_device
@@ -133,10 +133,10 @@ def run_job_remotely(job: ScoreJob) -> SlideResult:
         raise ClusterError(
             f"a worker has hnscc-qp {__version__}, this machine {job.version}; install the same one on all"
         )
-    if job.runtime == "openvino" and not openvino.is_installed():
+    if job.runtime == "onnxruntime" and not onnx_runtime.is_installed():
         raise ClusterError(
-            "a worker has no OpenVINO, which this machine computes with; run "
-            "pip install 'hnscc-qp[openvino]' there, or score with --runtime torch"
+            "a worker has no ONNX Runtime, which this machine computes with; run "
+            "pip install 'hnscc-qp[onnxruntime]' there, or score with --runtime torch"
         )
     listener = _Listener()
     context = Context(job.study, progress=listener)

@@ -1,4 +1,4 @@
-"""A dense network in parts, by PyTorch and by OpenVINO, gives the windows of one plain pass."""
+"""A dense network in parts, by PyTorch and by ONNX Runtime, gives the windows of one plain pass."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 from models.test_dense import noise, settled
 
-from hnscc_qp.models import openvino
+from hnscc_qp.models import onnx_runtime
 from hnscc_qp.models.dense import DenseCascade
 from hnscc_qp.models.parts import Runtime
 
 RUNTIMES = [
     "torch",
     pytest.param(
-        "openvino",
-        marks=pytest.mark.skipif(not openvino.is_installed(), reason="needs hnscc-qp[openvino]"),
+        "onnxruntime",
+        marks=pytest.mark.skipif(not onnx_runtime.is_installed(), reason="needs hnscc-qp[onnxruntime]"),
     ),
 ]
 

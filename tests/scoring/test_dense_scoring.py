@@ -124,13 +124,14 @@ def called(
     selected=None,
     crop_cells: int = 8,
     most_waiting_bytes: int | None = None,
+    at_once: int = 1,
 ):
     grid = grid_of(slide, step_px)
     settings = settings or Scoring()
     low = settings.precision == "bfloat16" and not settings.exact
     stages = [copy.copy(stage) for stage in cascade.stages(runtime="torch", device=CPU, bfloat16=low)]
     for stage in stages:
-        stage.crop_cells = crop_cells
+        stage.crop_cells, stage.at_once = crop_cells, at_once
         stage.most_waiting_bytes = most_waiting_bytes or stage.most_waiting_bytes
     if selected is None:
         selected = np.ones((grid.window_rows, grid.window_columns), bool)
@@ -271,6 +272,38 @@ def test_narrow_panels_for_little_memory_change_no_vote(slide, cascade, expected
     slide.reads.clear()
     called(slide, cascade, piece_cells=3)
     assert len(slide.reads) < again
+
+
+@pytest.mark.parametrize(("piece_cells", "most_waiting_bytes"), [(2, 1), (2, 30000), (3, None)])
+def test_larger_tiles_for_more_cores_change_no_probability(
+    slide, cascade, monkeypatch, piece_cells, most_waiting_bytes
+):
+    tiles, found = [], []
+    margins = DenseScorer.margins
+
+    def noted(self, tile, wanted, pixels):
+        tiles.append(tile)
+        made = margins(self, tile, wanted, pixels)
+        whole[:, tile.row : tile.row + made.shape[1], tile.column : tile.column + made.shape[2]] = made
+        return made
+
+    monkeypatch.setattr(DenseScorer, "margins", noted)
+    counts = []
+    for at_once in (1, 5, 100):
+        whole = np.full((2, 40, 40), np.nan, np.float32)
+        tiles.clear()
+        called(
+            slide,
+            cascade,
+            piece_cells=piece_cells,
+            most_waiting_bytes=most_waiting_bytes,
+            at_once=at_once,
+        )
+        counts.append(len(tiles))
+        found.append(whole)
+    assert counts[0] > counts[1] >= counts[2]
+    assert np.isfinite(found[0][0]).sum() > 200
+    assert all(np.array_equal(one, found[0], equal_nan=True) for one in found)
 
 
 def test_the_secondary_rests_where_the_primary_finds_nothing(slide, cascade, monkeypatch):

@@ -19,7 +19,7 @@ from studies import STUDY, new_image, write_slide, write_study
 
 from hnscc_qp.cli.main import main
 from hnscc_qp.errors import ClusterError
-from hnscc_qp.models import openvino
+from hnscc_qp.models import onnx_runtime
 from hnscc_qp.progress import SILENT
 from hnscc_qp.qupath.create import create_project
 from hnscc_qp.scoring.probabilities import read_probabilities
@@ -195,11 +195,11 @@ def test_dense_models_are_scored_densely_and_window_models_are_not(study: Path, 
     assert 'the models have the recipe "dense"' in told
 
 
-def test_openvino_where_it_can_not_be_had_is_refused_with_the_reason(
+def test_onnx_runtime_where_it_can_not_be_had_is_refused_with_the_reason(
     study: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*options: str) -> str:
-        code, told = call("score", study, "--runtime", "openvino", *options)
+        code, told = call("score", study, "--runtime", "onnxruntime", *options)
         assert code == 1
         assert not maps(study)
         return " ".join(told.split())
@@ -207,25 +207,25 @@ def test_openvino_where_it_can_not_be_had_is_refused_with_the_reason(
     assert "works with dense models only" in refused()
     give_models(study, dense=True)
     assert "does not promise exact arithmetic" in refused("--exact-arithmetic")
-    monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    assert "is not installed; run: pip install 'hnscc-qp[openvino]', or set runtime" in refused()
+    monkeypatch.setattr(onnx_runtime, "is_installed", lambda: False)
+    assert "is not installed; run: pip install 'hnscc-qp[onnxruntime]', or set runtime" in refused()
 
 
-@pytest.mark.skipif(not openvino.is_installed(), reason="needs hnscc-qp[openvino]")
+@pytest.mark.skipif(not onnx_runtime.is_installed(), reason="needs hnscc-qp[onnxruntime]")
 def test_a_map_made_by_another_runtime_is_made_again_though_both_were_chosen_by_themselves(
     study: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_models(study, dense=True)
     path = study.parent / FOLDER / "score" / "1 S1.tif.ome.tiff"
     with monkeypatch.context() as patch:
-        patch.setattr(openvino, "is_installed", lambda: False)
+        patch.setattr(onnx_runtime, "is_installed", lambda: False)
         assert call("score", study, "--image", "S1.tif")[0] == 0
     first = read_score_map(path).provenance
     assert call("score", study, "--image", "S1.tif")[0] == 0
     second = read_score_map(path).provenance
-    assert (first["runtime"], second["runtime"]) == ("torch", "openvino")
+    assert (first["runtime"], second["runtime"]) == ("torch", "onnxruntime")
     assert first["key"] != second["key"]
-    assert call("score", study, "--image", "S1.tif", "--runtime", "openvino")[0] == 0
+    assert call("score", study, "--image", "S1.tif", "--runtime", "onnxruntime")[0] == 0
     assert read_score_map(path).provenance == second
 
 
@@ -237,11 +237,11 @@ def test_a_worker_without_what_computes_says_so(study: Path, monkeypatch: pytest
         context.project.images[0],
         (),
         "",
-        runtime="openvino",
+        runtime="onnxruntime",
         force=False,
     )
-    monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    with pytest.raises(ClusterError, match=r"a worker has no OpenVINO.*--runtime torch"):
+    monkeypatch.setattr(onnx_runtime, "is_installed", lambda: False)
+    with pytest.raises(ClusterError, match=r"a worker has no ONNX Runtime.*--runtime torch"):
         run_job_remotely(job)
 
 

@@ -1,0 +1,119 @@
+"""The parts of a dense network by ONNX Runtime, whose convolutions many CPUs run faster than PyTorch's.
+
+It joins an activation to its convolution, and keeps maps in the layout that its kernels read. In 32 bits
+only: on a CPU it has no convolution in bfloat16. Installed as `hnscc-qp[onnxruntime]`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hnscc_qp.models.parts import (
+    MOST_WAITING_BYTES,
+    WINDOW_CELLS,
+    Parts,
+    cut,
+    in_small_pieces,
+    prepare,
+    side_by_side,
+)
+
+_PIECE_CELLS = 48
+_CROP_CELLS = 8
+_SMALL_CELLS = 16
+_OPSET = 17
+
+
+def is_installed() -> bool:
+    """Tell whether ONNX Runtime, and onnx to hand it a network, can be imported here."""
+    return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU, with as many threads as PyTorch would take."""
+
+    def __init__(self, network: Parts) -> None:
+        """Take a network; a part is exported when it is first run."""
+        self.network = network
+        self.piece_cells = _PIECE_CELLS
+        self.at_once = torch.get_num_threads()
+        self.most_waiting_bytes = MOST_WAITING_BYTES["cpu"]
+        self.crop_cells = _CROP_CELLS
+        self._sessions: dict[int, Any] = {}
+
+    def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """See `Runtime.run`."""
+        if number:
+            return self._run_all(number, pieces)
+        return in_small_pieces(
+            pieces, self.network.parts[0], most_cells=_SMALL_CELLS, run=lambda cuts: self._run_all(0, cuts)
+        )
+
+    def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
+        if number not in self._sessions:
+            self._sessions[number] = _session(self.network, number, pieces[0])
+        session = self._sessions[number]
+
+        def one(piece: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {"values": np.ascontiguousarray(piece.numpy())})[0])
+
+        return side_by_side(one, pieces)
+
+
+class _Part(nn.Module):
+    """As `TorchRuntime._run_one`."""
+
+    def __init__(self, network: Parts, number: int) -> None:
+        super().__init__()
+        self.network, self.number = network, number
+        self.layers = nn.ModuleList(layer.module for layer in network.parts[number].layers)
+
+    def forward(self, values: Tensor) -> Tensor:
+        network, part = self.network, self.network.parts[self.number]
+        if self.number == 0:
+            pixels = values.permute(2, 0, 1)[None]
+            values = prepare(pixels, mean=network.mean, std=network.std, stride=network.stride)
+        for layer, module, count in zip(part.layers, self.layers, part.cuts, strict=True):
+            values = module(values)
+            if count:
+                values = cut(values, count * (network.stride // layer.stride))
+        if part is not network.parts[-1]:
+            return values
+        cells = values.permute(0, 2, 3, 1) @ network.head_weight + network.head_bias
+        return nn.functional.avg_pool2d(cells[:, None], WINDOW_CELLS, stride=1)[0, 0]
+
+
+def _session(network: Parts, number: int, probe: Tensor) -> Any:
+    """Hand a part over, for pieces of any size; each works on one thread, as they lie side by side."""
+    import onnxruntime  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder, "part.onnx"))
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")  # of tracing: sizes are taken from the input, not fixed
+            # The older way of exporting: it takes sizes as they come, and is in every torch that we run with.
+            torch.onnx.export(
+                _Part(network, number).eval(),
+                (probe.clone(),),
+                path,
+                dynamo=False,
+                opset_version=_OPSET,
+                input_names=["values"],
+                output_names=["made"],
+                dynamic_axes={
+                    "values": {0: "rows", 1: "columns"} if number == 0 else {2: "rows", 3: "columns"}
+                },
+            )
+        return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
