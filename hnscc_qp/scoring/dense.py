@@ -69,8 +69,7 @@ class _Step:
     """Of the primary."""
     done: list[tuple[int, Piece]]
     """Of its parts: what no tile to come needs."""
-    looked: list[Piece]
-    """Pixels that no tile to come needs."""
+    reading: Reading[Piece]
 
 
 class DenseScorer:
@@ -134,7 +133,7 @@ class DenseScorer:
                 asked = Wanted(asked.windows & (margins > 0), asked.top, asked.left)
         for used in step.done:
             del self._kept[used]
-        for piece in step.looked:
+        for piece in step.reading.done:
             del self._areas[piece]
         rows, columns = wanted.shape
         return found[:, :rows, :columns].copy()
@@ -182,53 +181,56 @@ class DenseScorer:
 
     def _plan_panel(self, tiles: Sequence[Tile]) -> Iterator[Reading[Piece]]:
         """Say what is read for each of its tiles; note what is made at each, and how long it is kept."""
+        steps: list[_Step] = []
         made: set[tuple[int, Piece]] = set()
-        last_use: dict[tuple[int, Piece], int] = {}
-        last_look: dict[Piece, int] = {}
-        new: list[dict[Piece, Area]] = []
-        to_make: list[dict[Shift, _ToMake]] = []
+        # By tiles' numbers: the last that needs it.
+        uses: dict[tuple[int, Piece], int] = {}
+        looks: dict[Piece, int] = {}
         for at, tile in enumerate(tiles):
-            new.append({})
-            to_make.append({})
+            step = _Step({}, [], Reading({}, []))
+            steps.append(step)
+            panel = self._panel_of(tile)
             for shift in self._shifts():
-                panel, asked = self._panel_of(tile), self._wanted_of(tile, tile.wanted, shift)
-                within = self._within(panel, shift)
-                to_make[at][shift] = todo = self._to_make(0, panel, shift, asked, within=within, made=made)
-                seen = [asked.around(self._pixel_reach)]
-                for part, pieces in enumerate(todo):
-                    made |= {(part, piece) for piece in pieces}
-                    inputs = [self._stages[0].inputs_of(part, cells) for cells in pieces.values()]
-                    if part == 0:
-                        seen += inputs
-                        continue
-                    mesh = self._stages[0].meshes[part - 1]
-                    last_use |= {
-                        (part - 1, piece): at
-                        for cells in inputs
-                        for piece in mesh.over(cells, panel=panel, shift=shift)
-                        if (part - 1, piece) in made
-                    }
-                for piece in {
-                    piece
-                    for cells in seen
-                    if cells
-                    for piece in self._pixel_mesh.over(cells, panel=panel, shift=shift)
-                }:
-                    if piece in last_look:
-                        last_look[piece] = at
-                    elif (area := self._area_of(piece, within)) is not None:
-                        last_look[piece] = at
-                        new[at][piece] = area
-        done: list[list[tuple[int, Piece]]] = [[] for _ in tiles]
-        for used, at in last_use.items():
-            done[at].append(used)
-        looked: list[list[Piece]] = [[] for _ in tiles]
-        for piece, at in last_look.items():
-            looked[at].append(piece)
-        for at, tile in enumerate(tiles):
-            self._areas |= new[at]
-            self._steps[tile.row, tile.column] = _Step(to_make[at], done[at], looked[at])
-            yield Reading(new[at], looked[at])
+                asked, within = self._wanted_of(tile, tile.wanted, shift), self._within(panel, shift)
+                to_make = self._to_make(0, panel, shift, asked, within=within, made=made)
+                step.to_make[shift] = to_make
+                made |= {(part, piece) for part, pieces in enumerate(to_make) for piece in pieces}
+                uses |= dict.fromkeys(made & self._used_by(to_make, panel, shift), at)
+                for piece in self._seen_by(to_make, asked, panel, shift):
+                    if piece not in looks:
+                        area = self._area_of(piece, within)
+                        if area is None:
+                            continue
+                        step.reading.new[piece] = area
+                    looks[piece] = at
+        for used, at in uses.items():
+            steps[at].done.append(used)
+        for piece, at in looks.items():
+            steps[at].reading.done.append(piece)
+        for tile, step in zip(tiles, steps, strict=True):
+            self._steps[tile.row, tile.column] = step
+            self._areas |= step.reading.new
+            yield step.reading
+
+    def _used_by(self, to_make: _ToMake, panel: int, shift: Shift) -> set[tuple[int, Piece]]:
+        """Pieces of the primary's parts that those of the next parts are made of."""
+        primary = self._stages[0]
+        return {
+            (part - 1, piece)
+            for part, pieces in enumerate(to_make)
+            if part
+            for cells in pieces.values()
+            for piece in primary.meshes[part - 1].over(
+                primary.inputs_of(part, cells), panel=panel, shift=shift
+            )
+        }
+
+    def _seen_by(self, to_make: _ToMake, asked: Wanted, panel: int, shift: Shift) -> set[Piece]:
+        """Pieces of pixels that the primary's first part takes, and all that a secondary may be asked for."""
+        seen = [self._stages[0].inputs_of(0, cells) for cells in to_make[0].values()]
+        if around := asked.around(self._pixel_reach):
+            seen.append(around)
+        return {piece for cells in seen for piece in self._pixel_mesh.over(cells, panel=panel, shift=shift)}
 
     def _to_make(
         self,
