@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from hnscc_qp.models.parts import (
     cut,
     in_small_pieces,
     prepare,
+    share_cores,
     side_by_side,
 )
 
@@ -31,6 +33,8 @@ _PIECE_CELLS = 48
 _CROP_CELLS = 8
 _SMALL_CELLS = 16
 _OPSET = 17
+_EXPORTING = Lock()
+"""Tracing is of a process."""
 
 
 def is_installed() -> bool:
@@ -45,7 +49,7 @@ class OnnxRuntime:
         """Take a network; a part is exported when it is first run."""
         self.network = network
         self.piece_cells = _PIECE_CELLS
-        self.at_once = torch.get_num_threads()
+        self.tile_pieces, self._cores_each = share_cores(network, _PIECE_CELLS, torch.device("cpu"))
         self.most_waiting_bytes = MOST_WAITING_BYTES["cpu"]
         self.crop_cells = _CROP_CELLS
         self._sessions: dict[int, Any] = {}
@@ -59,14 +63,15 @@ class OnnxRuntime:
         )
 
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
-        if number not in self._sessions:
-            self._sessions[number] = _session(self.network, number, pieces[0])
+        with _EXPORTING:
+            if number not in self._sessions:
+                self._sessions[number] = _session(self.network, number, pieces[0], cores=self._cores_each)
         session = self._sessions[number]
 
         def one(piece: Tensor) -> Tensor:
             return torch.from_numpy(session.run(None, {"values": np.ascontiguousarray(piece.numpy())})[0])
 
-        return side_by_side(one, pieces)
+        return side_by_side(one, pieces, cores_each=self._cores_each)
 
 
 class _Part(nn.Module):
@@ -92,13 +97,15 @@ class _Part(nn.Module):
         return nn.functional.avg_pool2d(cells[:, None], WINDOW_CELLS, stride=1)[0, 0]
 
 
-def _session(network: Parts, number: int, probe: Tensor) -> Any:
-    """Hand a part over, for pieces of any size; each works on one thread, as they lie side by side."""
+def _session(network: Parts, number: int, probe: Tensor, *, cores: int) -> Any:
+    """Hand a part over, for pieces of any size, on each of which so many cores work."""
     import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = cores
     options.log_severity_level = 3
+    # Each part's would keep the most it ever took, by all cores; `held_memory` keeps what is freed already.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "part.onnx"))
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():

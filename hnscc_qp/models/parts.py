@@ -34,6 +34,7 @@ _NARROW = 256
 """Channels between parts of three cells' reach."""
 _PIECE_CELLS = {"cpu": 48, "cuda": 192}
 MOST_WAITING_BYTES = {"cpu": 384 << 20, "cuda": 4 << 30}
+_MOST_OF_TILE_BYTES = 192 << 20
 _CROP_CELLS = 8
 _SMALL_CELLS = 24
 
@@ -163,8 +164,8 @@ class Runtime(Protocol):
     network: Parts
     piece_cells: int
     """Side of the pieces that it works on best."""
-    at_once: int
-    """How many it works on side by side."""
+    tile_pieces: int
+    """Along one side of a tile: so many that all cores have work."""
     most_waiting_bytes: int
     """Of what parts made, that waits for tiles to come, where it is computed."""
     crop_cells: int
@@ -193,7 +194,7 @@ class TorchRuntime:
         """Copy the layers to a device; with `bfloat16` they work in that, but for the last one."""
         self.network = network
         self.piece_cells = _PIECE_CELLS.get(device.type, _PIECE_CELLS["cpu"])
-        self.at_once = torch.get_num_threads() if device.type == "cpu" else 1
+        self.tile_pieces, self._cores_each = share_cores(network, self.piece_cells, device)
         self.most_waiting_bytes = MOST_WAITING_BYTES.get(device.type, MOST_WAITING_BYTES["cpu"])
         self.crop_cells = _CROP_CELLS
         self._device = device
@@ -214,11 +215,9 @@ class TorchRuntime:
         )
 
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
-        threads = torch.get_num_threads()
-        if self._device.type != "cpu" or threads == 1 or len(pieces) < threads:
+        if self._device.type != "cpu":
             return [self._run_one(number, piece) for piece in pieces]
-
-        return side_by_side(lambda piece: self._run_one(number, piece), pieces)
+        return side_by_side(lambda piece: self._run_one(number, piece), pieces, cores_each=self._cores_each)
 
     # The mode is of a thread, and `run` has threads of its own.
     @torch.inference_mode()
@@ -245,11 +244,30 @@ class TorchRuntime:
         return prepare(batch, mean=self._mean, std=self._std, stride=self.network.stride).to(self._dtype)
 
 
-def side_by_side(run: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
-    """Run pieces on a CPU, each on one core: cores that share a small piece wait for each other."""
+def share_cores(network: Parts, piece_cells: int, device: torch.device) -> tuple[int, int]:
+    """Say how many pieces a tile has along its side, and how many cores work on each of them.
+
+    Pieces side by side on a core each are fastest, but what is made of a tile's pieces must be held.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    per_piece = sum(4 * part.channels * part.side**2 for part in network.parts[:-1]) * piece_cells**2
+    pieces = 2
+    while pieces**2 < threads and (2 * pieces) ** 2 * per_piece <= _MOST_OF_TILE_BYTES:
+        pieces *= 2
+    return pieces, max(1, threads // pieces**2)
+
+
+def side_by_side(
+    run: Callable[[Tensor], Tensor], pieces: Sequence[Tensor], *, cores_each: int
+) -> list[Tensor]:
+    """Run pieces on a CPU, each on so many cores however many there are: so they always round alike."""
     threads = torch.get_num_threads()
+    if threads == 1:
+        return [run(piece) for piece in pieces]
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(
+            max(1, threads // cores_each), initializer=torch.set_num_threads, initargs=(cores_each,)
+        ) as pool:
             # The largest first: then none waits long for the last.
             order = sorted(range(len(pieces)), key=lambda index: -pieces[index].numel())
             made = dict(zip(order, pool.map(run, (pieces[index] for index in order)), strict=True))

@@ -6,8 +6,8 @@ and kept while pieces of the next part need it.
 
 Each part has a mesh of its own, which lies farther down and right than the next part's by as much as that one
 reaches. So a piece depends on pieces of the part before in its own row and the row above, never below, and
-little waits: one row of pieces of each part. With one mesh for all parts every part would have to be a row
-ahead of the next.
+little waits: a row of pieces of each part, two at most. With one mesh for all parts every part would have to
+be a row ahead of the next.
 
 The network gives a window every 10 px: for wider strides every so many are kept, for narrower ones the
 slide is passed over again, shifted.
@@ -29,10 +29,11 @@ from hnscc_qp.scoring.pieces import Cells, Mesh, Piece, Shift, Wanted
 from hnscc_qp.scoring.tiles import Reading, Tile, plan_tiles
 from hnscc_qp.slides.holes import Area
 
-_TILE_PIECES = (2, 4, 8)
-"""Along one side of a tile: the first with enough pieces for all that work on them at once."""
+_PANEL_PIECES = 2
+"""A panel's width is a multiple of so many pieces, whatever a tile's. That hangs on the machine's cores; what
+is computed at a panel's edge does not."""
 _WAITING_ROWS = 2
-"""Rows of pieces that wait for tiles to come: one where tissue is solid, more along its border."""
+"""Rows of pieces that wait for tiles to come, at most: one where tissue is solid, more along its border."""
 _WHITE = 255
 
 _Made = dict[tuple[int, Piece], tuple[Cells, torch.Tensor]]
@@ -67,7 +68,7 @@ class _Step:
 
     to_make: dict[Shift, _ToMake]
     """Of the primary."""
-    done: list[tuple[int, Piece]]
+    done: dict[Shift, list[tuple[int, Piece]]]
     """Of its parts: what no tile to come needs."""
     reading: Reading[Piece]
 
@@ -83,10 +84,12 @@ class DenseScorer:
         self.stages = len(stages)
         self._phases = max(1, STEP_PX // grid.step_px)
         self._every = max(1, grid.step_px // STEP_PX)
-        at_once = max(stage.at_once for stage in stages)
-        pieces = next((side for side in _TILE_PIECES if side**2 >= at_once), _TILE_PIECES[-1])
-        self._tile_cells = self._side * pieces
-        self.tile_blocks = self._tile_cells * STEP_PX // grid.step_px
+        steps = range(0, self._phases * grid.step_px, grid.step_px)
+        self._shifts = [Shift(down, right) for down in steps for right in steps]
+        self._tile_cells = self._side * stages[0].tile_pieces
+        self._tile_blocks = self._tile_cells * STEP_PX // grid.step_px
+        self._panel_blocks = self._panel_cells() * STEP_PX // grid.step_px
+        self.tiling: tuple[int, ...] = (self._tile_blocks, self._panel_blocks)
         self._pixel_reach = max(stage.pixel_reach for stage in self._stages)
         self._pixel_mesh = Mesh(self._side, self._pixel_reach + WINDOW_CELLS - 1)
         self._kept: _Made = {}
@@ -95,15 +98,18 @@ class DenseScorer:
         """By row and column of tiles to come, in blocks."""
         self._areas: dict[Piece, Area] = {}
         """Where the pixels lie that are or will be read."""
-        self._blank: dict[int, torch.Tensor] = {}
-        """What the first part of a stage makes of a white cell."""
+        self._blank: dict[int, tuple[torch.Tensor, torch.memory_format]] = {}
+        """What the first part of a stage makes of a white cell, and how it lays it out."""
         self._selected: dict[Shift, NDArray[np.bool_]] = {}
-        assert self.tile_blocks % self._phases == 0, "a tile holds whole rounds of shifted passes"
+        assert self._tile_blocks % self._phases == 0, "a tile holds whole rounds of shifted passes"
 
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """See `TileScorer.tiles`."""
-        self._selected = {shift: self._as_cells(selected, shift) for shift in self._shifts()}
-        return plan_tiles(selected, self.tile_blocks, panel=self._panel_blocks)
+        # Of a slide that was left in the middle.
+        for held in (self._kept, self._steps, self._areas):
+            held.clear()
+        self._selected = {shift: self._as_cells(selected, shift) for shift in self._shifts}
+        return plan_tiles(selected, self._tile_blocks, panel=self._panel_blocks)
 
     def plan(self, tiles: Iterable[Tile]) -> Iterator[Reading[Piece]]:
         """See `TileScorer.plan`."""
@@ -114,10 +120,10 @@ class DenseScorer:
         self, tile: Tile, wanted: NDArray[np.bool_], pixels: Mapping[Piece, NDArray[np.uint8]]
     ) -> NDArray[np.float32]:
         """See `TileScorer.margins`; the secondary is asked where the primary finds tumor."""
-        found = np.full((self.stages, self.tile_blocks, self.tile_blocks), np.nan, np.float32)
+        found = np.full((self.stages, self._tile_blocks, self._tile_blocks), np.nan, np.float32)
         every, phases = self._every, self._phases
         step = self._steps.pop((tile.row, tile.column))
-        for shift in self._shifts():
+        for shift in self._shifts:
             asked = self._wanted_of(tile, wanted, shift)
             to_make, made = step.to_make[shift], self._kept
             for number in range(self.stages):
@@ -128,39 +134,36 @@ class DenseScorer:
                         number, self._panel_of(tile), shift, asked, within=asked, made=made
                     )
                 margins = self._margins_of_stage(number, asked, to_make, made, pixels)
+                if number == 0:
+                    for used in step.done[shift]:
+                        del made[used]
                 down, right = (px // self._grid.step_px for px in shift)
                 found[number, down::phases, right::phases] = margins[::every, ::every]
                 asked = Wanted(asked.windows & (margins > 0), asked.top, asked.left)
-        for used in step.done:
-            del self._kept[used]
         for piece in step.reading.done:
             del self._areas[piece]
         rows, columns = wanted.shape
         return found[:, :rows, :columns].copy()
 
-    @property
-    def _panel_blocks(self) -> int:
-        """How far a row of tiles may go, so that what waits for the next row stays within bounds."""
-        parts = [part for stage in self._stages for part in stage.runtime.network.parts[:-1]]
-        per_cell = STEP_PX**2 * 3 + sum(4 * part.channels * part.side**2 for part in parts)
-        most = min(stage.runtime.most_waiting_bytes for stage in self._stages)
-        cells = most // (per_cell * self._phases**2 * _WAITING_ROWS * self._side)
-        # Not by tiles, whose side hangs on the machine: what is computed at a panel's edge does not.
-        unit = self._side * _TILE_PIECES[0]
-        return max(1, cells // unit) * unit * STEP_PX // self._grid.step_px
+    def _panel_cells(self) -> int:
+        """How far a row of tiles may go, so that what waits for the next row stays within bounds.
+
+        But for networks of wide maps with a narrow stride, where the narrowest panel takes more.
+        """
+        primary = self._stages[0].runtime
+        per_cell = STEP_PX**2 * 3 + sum(
+            4 * part.channels * part.side**2 for part in primary.network.parts[:-1]
+        )
+        cells = primary.most_waiting_bytes // (per_cell * self._phases**2 * _WAITING_ROWS * self._side)
+        unit = self._side * _PANEL_PIECES
+        return max(1, cells // unit) * unit
 
     def _panel_of(self, tile: Tile) -> int:
         return tile.column // self._panel_blocks
 
-    def _shifts(self) -> list[Shift]:
-        steps = range(0, self._phases * self._grid.step_px, self._grid.step_px)
-        return (
-            [Shift(down, right) for down in steps for right in steps] if self._phases > 1 else [Shift(0, 0)]
-        )
-
     def _wanted_of(self, tile: Tile, windows: NDArray[np.bool_], shift: Shift) -> Wanted:
         """Windows of a tile: (tile_cells, tile_cells)."""
-        whole = np.zeros((self.tile_blocks, self.tile_blocks), bool)
+        whole = np.zeros((self._tile_blocks, self._tile_blocks), bool)
         whole[: windows.shape[0], : windows.shape[1]] = windows
         top, left = (block * self._grid.step_px // STEP_PX for block in (tile.row, tile.column))
         return Wanted(self._as_cells(whole, shift), top, left)
@@ -187,10 +190,10 @@ class DenseScorer:
         uses: dict[tuple[int, Piece], int] = {}
         looks: dict[Piece, int] = {}
         for at, tile in enumerate(tiles):
-            step = _Step({}, [], Reading({}, []))
+            step = _Step({}, {shift: [] for shift in self._shifts}, Reading({}, []))
             steps.append(step)
             panel = self._panel_of(tile)
-            for shift in self._shifts():
+            for shift in self._shifts:
                 asked, within = self._wanted_of(tile, tile.wanted, shift), self._within(panel, shift)
                 to_make = self._to_make(0, panel, shift, asked, within=within, made=made)
                 step.to_make[shift] = to_make
@@ -204,7 +207,7 @@ class DenseScorer:
                         step.reading.new[piece] = area
                     looks[piece] = at
         for used, at in uses.items():
-            steps[at].done.append(used)
+            steps[at].done[used[1].shift].append(used)
         for piece, at in looks.items():
             steps[at].reading.done.append(piece)
         for tile, step in zip(tiles, steps, strict=True):
@@ -336,19 +339,24 @@ class DenseScorer:
         own = [values for values, white in zip(inputs, is_white, strict=True) if not white]
         results = iter(stage.runtime.run(0, own) if own else [])
         return [
-            self._of_white(number).repeat(1, 1, *cells.size) if white else next(results)
+            self._of_white(number, cells.size) if white else next(results)
             for cells, white in zip(pieces.values(), is_white, strict=True)
         ]
 
-    def _of_white(self, number: int) -> torch.Tensor:
+    def _of_white(self, number: int, size: tuple[int, int]) -> torch.Tensor:
         if number not in self._blank:
             runtime = self._stages[number].runtime
             part, crop = runtime.network.parts[0], runtime.crop_cells
             side = (crop + 2 * part.margin) * STEP_PX
             (made,) = runtime.run(0, [torch.full((side, side, 3), _WHITE, dtype=torch.uint8)])
             middle = slice(crop // 2 * part.side, (crop // 2 + 1) * part.side)
-            self._blank[number] = made[..., middle, middle].clone()
-        return self._blank[number]
+            last = made.is_contiguous(memory_format=torch.channels_last)
+            self._blank[number] = (
+                made[..., middle, middle].clone(),
+                torch.channels_last if last else torch.contiguous_format,
+            )
+        cell, layout = self._blank[number]
+        return cell.repeat(1, 1, *size).contiguous(memory_format=layout)
 
     def _pixels_of(
         self, piece: Piece, cells: Cells, pixels: Mapping[Piece, NDArray[np.uint8]]
@@ -357,9 +365,14 @@ class DenseScorer:
         down, right = piece.shift
         top, left = cells.top * STEP_PX + down, cells.left * STEP_PX + right
         placed = [
-            (area.top - top, area.left - left, torch.from_numpy(pixels[other]).permute(2, 0, 1)[None])
+            (
+                self._areas[other].top - top,
+                self._areas[other].left - left,
+                torch.from_numpy(pixels[other]).permute(2, 0, 1)[None],
+            )
             for other in self._pixel_mesh.over(cells, panel=piece.panel, shift=piece.shift)
-            if (area := self._areas.get(other))
+            # Where none was read no window looks; that of tiles to come is not there yet.
+            if other in pixels
         ]
         rows, columns = cells.size
         return gather(placed, size=(rows * STEP_PX, columns * STEP_PX), fill=_WHITE)[0].permute(1, 2, 0)

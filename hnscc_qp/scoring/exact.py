@@ -33,17 +33,18 @@ class ExactScorer:
         self._device = device
         self._batch_size = batch_size
         self.stages = len(self._networks)
-        self.tile_blocks = _TILE_PX // grid.step_px
+        self._tile_blocks = _TILE_PX // grid.step_px
+        self.tiling: tuple[int, ...] = (self._tile_blocks,)
 
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """See `TileScorer.tiles`."""
-        return plan_tiles(selected, self.tile_blocks)
+        return plan_tiles(selected, self._tile_blocks)
 
     def plan(self, tiles: Iterable[Tile]) -> Iterator[Reading[tuple[int, int]]]:
         """See `TileScorer.plan`: each tile on its own."""
         for tile in tiles:
             name = (tile.row, tile.column)
-            yield Reading({name: tile_area(tile, self._grid, side=self.tile_blocks)}, [name])
+            yield Reading({name: tile_area(tile, self._grid, side=self._tile_blocks)}, [name])
 
     def margins(
         self, tile: Tile, wanted: NDArray[np.bool_], pixels: Mapping[tuple[int, int], NDArray[np.uint8]]

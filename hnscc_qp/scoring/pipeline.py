@@ -31,8 +31,8 @@ class TileScorer(Protocol[P]):
     """A way to score a tile's windows, from pieces of the slide that tiles may share."""
 
     stages: int
-    tile_blocks: int
-    """Along the side of a tile."""
+    tiling: tuple[int, ...]
+    """What hangs on it which tiles there are, for a selection."""
 
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """Tiles that hold every selected window once, in an order that is always the same."""
@@ -114,13 +114,12 @@ def score_tiles(
         nonlocal reason
         rows, columns = tile.wanted.shape
         part = np.s_[tile.row : tile.row + rows, tile.column : tile.column + columns]
-        # Tiles may overlap where nothing is wanted.
-        called[part] |= result.called
-        evaluated[part] |= result.evaluated
+        called[part] = result.called
+        evaluated[part] = result.evaluated
         if probabilities is not None and result.probabilities is not None:
             known = ~np.isnan(result.probabilities)
             probabilities[:, part[0], part[1]][known] = result.probabilities[known]
-        lost[part] |= tile.wanted & ~result.evaluated
+        lost[part] = tile.wanted & ~result.evaluated
         reason = reason or result.reason
 
     task = progress.task(slide.name, int(selected.sum()), unit="windows")
@@ -155,15 +154,14 @@ def _read_pieces(
     slide: Slide, grid: Grid, tiles: Sequence[Tile], scorer: TileScorer[P]
 ) -> Generator[Mapping[P, Patchwork], None, None]:
     """For each tile what it needs and what waits for others; read ahead by threads, each piece once."""
-    planned = zip(tiles, scorer.plan(tiles), strict=True)
 
-    def read(what: tuple[Tile, Reading[P]]) -> list[tuple[P, Patchwork]]:
-        return [(piece, read_around_holes(slide, area, grid.mpp)) for piece, area in what[1].new.items()]
+    def read(what: Reading[P]) -> list[tuple[P, Patchwork]]:
+        return [(piece, read_around_holes(slide, area, grid.mpp)) for piece, area in what.new.items()]
 
     readers = max(1, min(_MOST_READERS, os.cpu_count() or 1))
     held: dict[P, Patchwork] = {}
-    with closing(read_ahead(planned, read, threads=readers, ahead=readers)) as ready:
-        for (_, reading), future in ready:
+    with closing(read_ahead(scorer.plan(tiles), read, threads=readers, ahead=readers)) as ready:
+        for reading, future in ready:
             held.update(future.result())
             yield held
             for piece in reading.done:
@@ -202,8 +200,8 @@ def _score(
         margins = scorer.margins(tile, wanted, {piece: got.pixels for piece, got in pieces.items()})
     except torch.OutOfMemoryError as error:
         raise StepError(
-            f"{device} has too little memory to score with; lower scoring.batch_size, or set device "
-            '= "cpu" in the study'
+            f"{device} has too little memory to score with; lower scoring.batch_size (window models), or set "
+            'device = "cpu" in the study'
         ) from error
     # NaN, where a stage was not asked because the one before it said no, is above nothing.
     called = np.all(margins > 0, axis=0)

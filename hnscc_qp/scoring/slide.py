@@ -118,7 +118,7 @@ def score_slide(
     scorer: TileScorer[Any] = _make_scorer(cascade, grid, settings, device, runtime)
     book = None
     if journal is not None and wanted:
-        machine = [str(device), scorer.tile_blocks, versions()]
+        machine = [str(device), scorer.tiling, versions()]
         key = sha256_json([dict(provenance or {}), settings.model_dump(mode="json"), mode, runtime, *machine])
         book = Journal(journal, key=key)
     try:

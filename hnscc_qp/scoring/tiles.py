@@ -1,7 +1,7 @@
 """A slide's windows by tiles: which there are, reading them ahead, and adding up the votes.
 
-A tile is a square of window starts. Tiles lie on multiples of their side and are all of one size, also where
-they reach beyond the image: a network rounds by the shape of what it gets.
+A tile is a square of window starts. What is computed for it is of one size, also where it reaches beyond the
+image or the panel: a network rounds by the shape of what it gets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tile:
     """Of blocks."""
     column: int
     wanted: NDArray[np.bool_]
-    """(rows, columns); fewer at the far edges of the grid than in other tiles."""
+    """(rows, columns); fewer at the far edges of the grid and of panels than in other tiles."""
 
 
 @dataclass(frozen=True, slots=True)

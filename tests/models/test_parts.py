@@ -47,8 +47,11 @@ def test_parts_give_the_windows_of_one_plain_pass(network: str, input_px: int, r
     wanted = logits[1] - logits[0]
     assert wanted.shape == (5, 5)
     assert wanted.std() > 0.001
-    found = through(parts, tile[0].permute(1, 2, 0).contiguous())
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-4)
+    pixels = tile[0].permute(1, 2, 0).contiguous()
+    # The first is of another size than the second: a part takes all sizes.
+    corner = through(parts, pixels[:-20, :-10].contiguous())
+    for found, size in ((corner, (3, 4)), (through(parts, pixels), (5, 5))):
+        torch.testing.assert_close(found, wanted[: size[0], : size[1]], rtol=1e-3, atol=2e-4)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from hnscc_qp.geometry import Grid
 from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.models.dense import DenseCascade, DenseClassifier, windows_of_cells
 from hnscc_qp.models.parts import Layer, Parts, TorchRuntime, take_apart
+from hnscc_qp.scoring import pipeline
 from hnscc_qp.scoring import slide as slide_module
 from hnscc_qp.scoring.dense import DenseScorer
 from hnscc_qp.scoring.journal import Journal
@@ -37,27 +38,33 @@ def white_around(slide, px: int) -> torch.Tensor:
 
 
 class SmallStage(torch.nn.Module):
-    """A stage of few convolutions: cells of 10 px that depend on 42 px around them."""
+    """A stage of few convolutions: cells of 10 px that depend on 42 px around them, or on 72."""
 
-    halo_px, input_px, temperature = 50, 40, 1.0
+    input_px, temperature = 40, 1.0
 
-    def __init__(self, *, seed: int) -> None:
+    def __init__(self, *, seed: int, wider: bool = False) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.fine = torch.nn.Conv2d(3, 6, 5, padding=2)
         self.pool = torch.nn.Sequential(torch.nn.AvgPool2d(10), torch.nn.Conv2d(6, 5, 1))
         self.coarse = torch.nn.Conv2d(5, 5, 3, padding=2, dilation=2)
         self.wide = torch.nn.Conv2d(5, 4, 3, padding=2, dilation=2)
+        self.wider = torch.nn.Conv2d(4, 4, 3, padding=3, dilation=3) if wider else None
+        if self.wider is not None:
+            self.wider.weight.data.mul_(4)  # so that windows differ
+        self.halo_px = 80 if wider else 50
         self.head = torch.nn.Linear(4, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         cells = self.wide(self.coarse(self.pool(self.fine(pixels.float() / 255).relu())))
+        cells = cells if self.wider is None else self.wider(cells)
         return windows_of_cells(self.head(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
     def in_parts(self) -> Parts:
         fine = torch.nn.Sequential(self.fine, torch.nn.ReLU())
         layers = [Layer(fine, 1, 2), Layer(self.pool, 10, 0), Layer(self.coarse, 10, 20)]
         layers.append(Layer(self.wide, 10, 20))
+        layers += [] if self.wider is None else [Layer(self.wider, 10, 30)]
         return take_apart(layers, self.head, mean=torch.zeros(1), std=torch.ones(1), input_px=40)
 
 
@@ -74,8 +81,8 @@ def no_narrow_calls(classifier: torch.nn.Module, bias: torch.nn.Parameter, slide
         bias[1] -= (middle[widest] + middle[widest + 1]) / 2
 
 
-def small_stage(slide, *, seed: int) -> SmallStage:
-    stage = SmallStage(seed=seed)
+def small_stage(slide, *, seed: int, wider: bool = False) -> SmallStage:
+    stage = SmallStage(seed=seed, wider=wider)
     no_narrow_calls(stage, stage.head.bias, slide)
     return stage
 
@@ -124,14 +131,14 @@ def called(
     selected=None,
     crop_cells: int = 8,
     most_waiting_bytes: int | None = None,
-    at_once: int = 1,
+    tile_pieces: int = 2,
 ):
     grid = grid_of(slide, step_px)
     settings = settings or Scoring()
     low = settings.precision == "bfloat16" and not settings.exact
     stages = [copy.copy(stage) for stage in cascade.stages(runtime="torch", device=CPU, bfloat16=low)]
     for stage in stages:
-        stage.crop_cells, stage.at_once = crop_cells, at_once
+        stage.crop_cells, stage.tile_pieces = crop_cells, tile_pieces
         stage.most_waiting_bytes = most_waiting_bytes or stage.most_waiting_bytes
     if selected is None:
         selected = np.ones((grid.window_rows, grid.window_columns), bool)
@@ -148,8 +155,12 @@ def called(
 
 @pytest.fixture(scope="module")
 def expected(slide, cascade) -> np.ndarray:
-    """Both stages over the whole slide in one pass, with more white around it than they need."""
-    more = cascade.primary.halo_px + 40
+    return in_one_pass(slide, cascade)
+
+
+def in_one_pass(slide, cascade: DenseCascade) -> np.ndarray:
+    """Both stages over the whole slide, with more white around it than they need."""
+    more = max(stage.halo_px for stage in (cascade.primary, cascade.secondary)) // 10 * 10 + 40
     pixels = white_around(slide, more)
     with torch.inference_mode():
         first, second = (stage(pixels)[0] for stage in (cascade.primary, cascade.secondary))
@@ -176,6 +187,36 @@ def test_what_is_skipped_around_a_window_changes_no_vote(slide, cascade, step_px
             slide, cascade, piece_cells=piece_cells, step_px=step_px, selected=selected, crop_cells=crop_cells
         )
         assert np.array_equal(some.astype(bool), everywhere.astype(bool) & selected)
+
+
+@pytest.mark.parametrize("wider", [(False, True), (True, False)])
+@pytest.mark.parametrize("piece_cells", [4, 8, 12])
+def test_two_stages_of_different_reach_vote_as_in_one_pass(slide, monkeypatch, wider, piece_cells):
+    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 4)  # so many threads read ahead
+    cascade = DenseCascade(*(small_stage(slide, seed=seed + 1, wider=far) for seed, far in enumerate(wider)))
+    expected = in_one_pass(slide, cascade)
+    assert 0 < expected.sum() < expected.size
+    for seed in range(8):
+        selected = np.random.default_rng(seed).random(expected.shape) < (1.0, 0.3, 0.05, 0.01)[seed % 4]
+        found = called(slide, cascade, piece_cells=piece_cells, selected=selected)
+        assert np.array_equal(found.astype(bool), expected & selected)
+
+
+@pytest.mark.parametrize("step_px", [5, 10, 20])
+def test_nothing_is_held_when_a_slide_is_done(slide, cascade, monkeypatch, step_px):
+    made = []
+    init = DenseScorer.__init__
+    monkeypatch.setattr(
+        DenseScorer,
+        "__init__",
+        lambda self, *given, **named: made.append(self) or init(self, *given, **named),
+    )
+    for seed, share in enumerate((1.0, 0.3, 0.02)):
+        grid = grid_of(slide, step_px)
+        selected = np.random.default_rng(seed).random((grid.window_rows, grid.window_columns)) < share
+        called(slide, cascade, piece_cells=3, step_px=step_px, selected=selected, most_waiting_bytes=1)
+    assert len(made) == 3
+    assert not any(scorer._kept or scorer._areas or scorer._steps for scorer in made)
 
 
 def test_every_piece_is_read_once_and_computed_once(slide, cascade, monkeypatch):
@@ -289,7 +330,7 @@ def test_larger_tiles_for_more_cores_change_no_probability(
 
     monkeypatch.setattr(DenseScorer, "margins", noted)
     counts = []
-    for at_once in (1, 5, 100):
+    for tile_pieces in (2, 4, 8):
         whole = np.full((2, 40, 40), np.nan, np.float32)
         tiles.clear()
         called(
@@ -297,7 +338,7 @@ def test_larger_tiles_for_more_cores_change_no_probability(
             cascade,
             piece_cells=piece_cells,
             most_waiting_bytes=most_waiting_bytes,
-            at_once=at_once,
+            tile_pieces=tile_pieces,
         )
         counts.append(len(tiles))
         found.append(whole)
@@ -407,3 +448,12 @@ def test_stopped_after_any_tile_it_goes_on_to_the_same_bits(slide, cascade, tmp_
         assert score(stopped) == expected
         assert len(computed) == tiles - kept
         assert stopped.read_bytes() == whole.read_bytes()
+    # Tiles in the middle that are done already are gone around.
+    records = [whole.read_bytes()[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    for seed in range(6):
+        gaps = tmp_path / "gaps.journal"
+        kept = np.random.default_rng(seed).random(tiles) < 0.5
+        some = [record for record, is_kept in zip(records, kept, strict=True) if is_kept]
+        gaps.write_bytes(whole.read_bytes()[: starts[0]] + b"".join(some))
+        assert score(gaps) == expected
+        assert len(computed) == tiles - kept.sum()
