@@ -31,7 +31,6 @@ from hnscc_qp.models.parts import (
 
 _PIECE_CELLS = 48
 _CROP_CELLS = 8
-_SMALL_CELLS = 16
 _OPSET = 17
 _EXPORTING = Lock()
 """Tracing is of a process."""
@@ -58,9 +57,7 @@ class OnnxRuntime:
         """See `Runtime.run`."""
         if number:
             return self._run_all(number, pieces)
-        return in_small_pieces(
-            pieces, self.network.parts[0], most_cells=_SMALL_CELLS, run=lambda cuts: self._run_all(0, cuts)
-        )
+        return in_small_pieces(pieces, self.network.parts[0], run=lambda cuts: self._run_all(0, cuts))
 
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         with _EXPORTING:

@@ -210,9 +210,7 @@ class TorchRuntime:
         """See `Runtime.run`."""
         if number or self._device.type != "cpu":
             return self._run_all(number, pieces)
-        return in_small_pieces(
-            pieces, self.network.parts[0], most_cells=_SMALL_CELLS, run=lambda cuts: self._run_all(0, cuts)
-        )
+        return in_small_pieces(pieces, self.network.parts[0], run=lambda cuts: self._run_all(0, cuts))
 
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         if self._device.type != "cpu":
@@ -277,14 +275,13 @@ def side_by_side(
 
 
 def in_small_pieces(
-    pieces: Sequence[Tensor], part: Part, *, most_cells: int, run: Callable[[list[Tensor]], list[Tensor]]
+    pieces: Sequence[Tensor], part: Part, *, run: Callable[[list[Tensor]], list[Tensor]]
 ) -> list[Tensor]:
     """Run the first part, whose maps are so large that they leave a CPU's cache, on smaller pieces.
 
     Args:
         pieces: as `Runtime.run` has them.
         part: the first.
-        most_cells: along the side of a smaller piece.
         run: takes smaller pieces.
     """
     margin, scale = part.margin, part.side
@@ -292,7 +289,7 @@ def in_small_pieces(
     places: list[list[tuple[int, int]]] = []
     for piece in pieces:
         rows, columns = (
-            _edges(length // STEP_PX - 2 * margin, most=most_cells) for length in piece.shape[:2]
+            _edges(length // STEP_PX - 2 * margin, most=_SMALL_CELLS) for length in piece.shape[:2]
         )
         places.append([(top, left) for top, _ in pairwise(rows) for left, _ in pairwise(columns)])
         cuts += [
