@@ -274,7 +274,7 @@ class Scoring(_Settings):
     stride_px: Literal[5, 10, 20] = 10
     """A place has (40 / stride)² votes: 64, 16 or 4."""
     batch_size: Annotated[int, Field(gt=0)] = 256
-    """Windows that go to the network at once; in dense mode it is a tile."""
+    """Windows that go to the network at once; dense mode does not use it."""
     min_tissue: Annotated[float, Field(ge=0, le=1)] = 0.0625
     """A window is scored if at least this share of it is tissue (one block of sixteen)."""
     precision: Literal["float32", "bfloat16"] = "float32"

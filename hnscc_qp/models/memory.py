@@ -1,4 +1,4 @@
-"""What networks leave of a CPU's memory when a map is freed."""
+"""What networks leave of a CPU's memory when a map is freed, and when it is not enough."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 """Numbers of glibc's malloc.h."""
 _MMAPS, _TRIM_BYTES = 65536, 128 * 1024
 """glibc's own values."""
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
+"""What torch, oneDNN and the standard library say on a CPU; seen with its address space limited."""
 
 
 @contextmanager
@@ -47,6 +49,11 @@ def release_memory(device: torch.device) -> None:
         malloc.mallopt(_M_MMAP_MAX, _MMAPS)
         malloc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
         malloc.malloc_trim(0)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory does not hold what was wanted, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _glibc() -> ctypes.CDLL | None:

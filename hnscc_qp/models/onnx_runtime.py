@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hnscc_qp.errors import StepError
 from hnscc_qp.models.parts import (
+    CROP_CELLS,
     MOST_WAITING_BYTES,
+    PIECE_CELLS,
     WINDOW_CELLS,
     Parts,
     cut,
@@ -29,8 +32,6 @@ from hnscc_qp.models.parts import (
     side_by_side,
 )
 
-_PIECE_CELLS = 48
-_CROP_CELLS = 8
 _OPSET = 17
 _EXPORTING = Lock()
 """Tracing is of a process."""
@@ -42,15 +43,16 @@ def is_installed() -> bool:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU, with as many threads as PyTorch would take."""
+    """ONNX Runtime on the CPU, with as many threads as PyTorch had when this was made."""
 
     def __init__(self, network: Parts) -> None:
         """Take a network; a part is exported when it is first run."""
         self.network = network
-        self.piece_cells = _PIECE_CELLS
-        self.tile_pieces, self._cores_each = share_cores(network, _PIECE_CELLS, torch.device("cpu"))
+        self.piece_cells = PIECE_CELLS["cpu"]
+        self.tile_pieces, self.cores_each = share_cores(network, PIECE_CELLS["cpu"], torch.device("cpu"))
+        self._threads = torch.get_num_threads()
         self.most_waiting_bytes = MOST_WAITING_BYTES["cpu"]
-        self.crop_cells = _CROP_CELLS
+        self.crop_cells = CROP_CELLS
         self._sessions: dict[int, Any] = {}
 
     def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
@@ -62,13 +64,22 @@ class OnnxRuntime:
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         with _EXPORTING:
             if number not in self._sessions:
-                self._sessions[number] = _session(self.network, number, pieces[0], cores=self._cores_each)
+                # Where several cores work on a piece, they are the session's, which lends them to all pieces.
+                threads = 1 if self.cores_each == 1 else self._threads
+                self._sessions[number] = _session(self.network, number, pieces[0], threads=threads)
         session = self._sessions[number]
 
         def one(piece: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {"values": np.ascontiguousarray(piece.numpy())})[0])
+            values = {"values": np.ascontiguousarray(piece.numpy())}
+            try:
+                return torch.from_numpy(session.run(None, values)[0])
+            except Exception as error:  # its errors have no class of their own in common
+                raise StepError(
+                    f"ONNX Runtime can't go on ({str(error).splitlines()[0]}); if memory is short close "
+                    'other programs, or set runtime = "torch"'
+                ) from error
 
-        return side_by_side(one, pieces, cores_each=self._cores_each)
+        return side_by_side(one, pieces, max(1, self._threads // self.cores_each), cores_each=None)
 
 
 class _Part(nn.Module):
@@ -94,12 +105,13 @@ class _Part(nn.Module):
         return nn.functional.avg_pool2d(cells[:, None], WINDOW_CELLS, stride=1)[0, 0]
 
 
-def _session(network: Parts, number: int, probe: Tensor, *, cores: int) -> Any:
-    """Hand a part over, for pieces of any size, on each of which so many cores work."""
+def _session(network: Parts, number: int, probe: Tensor, *, threads: int) -> Any:
+    """Hand a part over, for pieces of any size."""
     import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     # Each part's would keep the most it ever took, by all cores; `held_memory` keeps what is freed already.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False

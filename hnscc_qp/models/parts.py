@@ -32,11 +32,14 @@ _FIRST_STRIDE = 8
 _LATER_REACH_CELLS = 3
 _NARROW = 256
 """Channels between parts of three cells' reach."""
-_PIECE_CELLS = {"cpu": 48, "cuda": 192}
-MOST_WAITING_BYTES = {"cpu": 384 << 20, "cuda": 4 << 30}
+PIECE_CELLS = {"cpu": 48, "cuda": 192}
+MOST_WAITING_BYTES = {"cpu": 384 << 20, "cuda": 1 << 30}
+"""Of what parts made of pieces, for tiles to come."""
 _MOST_OF_TILE_BYTES = 192 << 20
-_CROP_CELLS = 8
+"""Of what parts make of a tile's pieces, on a CPU."""
+CROP_CELLS = 8
 _SMALL_CELLS = 24
+"""Along the side of what the first part takes at once on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +168,13 @@ class Runtime(Protocol):
     piece_cells: int
     """Side of the pieces that it works on best."""
     tile_pieces: int
-    """Along one side of a tile: so many that all cores have work."""
+    """Along one side of a tile; see `share_cores`."""
+    cores_each: int
+    """Cores that work on a piece."""
     most_waiting_bytes: int
     """Of what parts made, that waits for tiles to come, where it is computed."""
     crop_cells: int
-    """What is left out of a piece is a multiple of this: each size takes the runtime some making."""
+    """Pieces are cropped to multiples of so many cells: they have few shapes, by which a network rounds."""
 
     def run(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         """Pass pieces through a part.
@@ -193,10 +198,11 @@ class TorchRuntime:
     def __init__(self, network: Parts, *, device: torch.device, bfloat16: bool) -> None:
         """Copy the layers to a device; with `bfloat16` they work in that, but for the last one."""
         self.network = network
-        self.piece_cells = _PIECE_CELLS.get(device.type, _PIECE_CELLS["cpu"])
-        self.tile_pieces, self._cores_each = share_cores(network, self.piece_cells, device)
+        self.piece_cells = PIECE_CELLS.get(device.type, PIECE_CELLS["cpu"])
+        self.tile_pieces, self.cores_each = share_cores(network, self.piece_cells, device)
+        self._workers = max(1, torch.get_num_threads() // self.cores_each)
         self.most_waiting_bytes = MOST_WAITING_BYTES.get(device.type, MOST_WAITING_BYTES["cpu"])
-        self.crop_cells = _CROP_CELLS
+        self.crop_cells = CROP_CELLS
         self._device = device
         self._dtype = torch.bfloat16 if bfloat16 else torch.float32
         self._parts = [
@@ -215,7 +221,9 @@ class TorchRuntime:
     def _run_all(self, number: int, pieces: Sequence[Tensor]) -> list[Tensor]:
         if self._device.type != "cpu":
             return [self._run_one(number, piece) for piece in pieces]
-        return side_by_side(lambda piece: self._run_one(number, piece), pieces, cores_each=self._cores_each)
+        return side_by_side(
+            lambda piece: self._run_one(number, piece), pieces, self._workers, cores_each=self.cores_each
+        )
 
     # The mode is of a thread, and `run` has threads of its own.
     @torch.inference_mode()
@@ -243,9 +251,12 @@ class TorchRuntime:
 
 
 def share_cores(network: Parts, piece_cells: int, device: torch.device) -> tuple[int, int]:
-    """Say how many pieces a tile has along its side, and how many cores work on each of them.
+    """Say how many pieces a tile has along its side, and how many of a CPU's cores work on each of them.
 
     Pieces side by side on a core each are fastest, but what is made of a tile's pieces must be held.
+
+    Returns:
+        Both numbers. On a GPU there is one piece after the other.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     per_piece = sum(4 * part.channels * part.side**2 for part in network.parts[:-1]) * piece_cells**2
@@ -256,16 +267,26 @@ def share_cores(network: Parts, piece_cells: int, device: torch.device) -> tuple
 
 
 def side_by_side(
-    run: Callable[[Tensor], Tensor], pieces: Sequence[Tensor], *, cores_each: int
+    run: Callable[[Tensor], Tensor], pieces: Sequence[Tensor], workers: int, *, cores_each: int | None
 ) -> list[Tensor]:
-    """Run pieces on a CPU, each on so many cores however many there are: so they always round alike."""
-    threads = torch.get_num_threads()
-    if threads == 1:
+    """Run pieces on a CPU, so many at once, whatever their number: so they always round alike.
+
+    Args:
+        run: takes one.
+        pieces: to run.
+        workers: how many at once.
+        cores_each: threads that PyTorch takes in each; None: it does not work there.
+    """
+    if workers == 1:
         return [run(piece) for piece in pieces]
+    threads = torch.get_num_threads()
+
+    def start() -> None:
+        if cores_each is not None:
+            torch.set_num_threads(cores_each)
+
     try:
-        with ThreadPoolExecutor(
-            max(1, threads // cores_each), initializer=torch.set_num_threads, initargs=(cores_each,)
-        ) as pool:
+        with ThreadPoolExecutor(workers, initializer=start) as pool:
             # The largest first: then none waits long for the last.
             order = sorted(range(len(pieces)), key=lambda index: -pieces[index].numel())
             made = dict(zip(order, pool.map(run, (pieces[index] for index in order)), strict=True))
@@ -283,6 +304,9 @@ def in_small_pieces(
         pieces: as `Runtime.run` has them.
         part: the first.
         run: takes smaller pieces.
+
+    Returns:
+        (1, channels, rows, columns) of each piece.
     """
     margin, scale = part.margin, part.side
     cuts: list[Tensor] = []

@@ -5,8 +5,9 @@ that its cells depend on, so a window's votes are the same however the slide is 
 and kept while pieces of the next part need it.
 
 Each part has a mesh of its own, which lies farther down and right than the next part's by as much as that one
-reaches. So a piece depends on pieces of the part before in its own row and the row above, never below, and
-little waits: a row of pieces of each part, two at most. With one mesh for all parts every part would have to
+reaches (the last part also takes a window's three further cells). So a piece depends on pieces of the part
+before in its own row and the row above, never below, and little waits: a row of pieces of each part, two at
+most, where a piece is twice as long as a part reaches. With one mesh for all parts every part would have to
 be a row ahead of the next.
 
 The network gives a window every 10 px: for wider strides every so many are kept, for narrower ones the
@@ -30,14 +31,16 @@ from hnscc_qp.scoring.tiles import Reading, Tile, plan_tiles
 from hnscc_qp.slides.holes import Area
 
 _PANEL_PIECES = 2
-"""A panel's width is a multiple of so many pieces, whatever a tile's. That hangs on the machine's cores; what
-is computed at a panel's edge does not."""
+"""A panel's width is a multiple of so many pieces, not of a tile's. Tiles hang on the machine's cores; panels
+move what is computed at their edges, so they must not."""
 _WAITING_ROWS = 2
-"""Rows of pieces that wait for tiles to come, at most: one where tissue is solid, more along its border."""
+"""Rows of pieces of each part for which there is room to wait for the next row of tiles: one waits where
+tissue is solid, up to two along its border."""
 _WHITE = 255
 
-_Made = dict[tuple[int, Piece], tuple[Cells, torch.Tensor]]
-"""What a part of a stage, by its number, made of a piece, and where that lies."""
+_Kept = dict[tuple[int, Piece], tuple[Cells, torch.Tensor]]
+"""What a stage's parts made that is still needed, by part and piece: the cells it covers, and its values,
+(1, channels, rows, columns)."""
 _ToMake = list[dict[Piece, Cells]]
 """By parts of a stage: pieces, and how much of each."""
 
@@ -56,20 +59,20 @@ class _Stage:
         self.meshes = [Mesh(side, reach + WINDOW_CELLS - 1) for reach in self.reach[:-1]] + [Mesh(side, 0)]
 
     def inputs_of(self, part: int, cells: Cells) -> Cells:
-        """Cells that a part depends on."""
+        """Cells of the part before, or of pixels for the first, that a part's cells depend on."""
         margin = self.runtime.network.parts[part].margin
         more = margin + (WINDOW_CELLS - 1 if part == self.last else 0)
         return Cells(cells.top - margin, cells.left - margin, cells.bottom + more, cells.right + more)
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """What is done at a tile, by pass."""
+class _TileWork:
+    """What is done at a tile; planned before."""
 
     to_make: dict[Shift, _ToMake]
-    """Of the primary."""
-    done: dict[Shift, list[tuple[int, Piece]]]
-    """Of its parts: what no tile to come needs."""
+    """By pass: what the primary's parts make."""
+    to_drop: dict[Shift, list[tuple[int, Piece]]]
+    """By pass: part and piece of the primary that no later tile needs."""
     reading: Reading[Piece]
 
 
@@ -83,18 +86,21 @@ class DenseScorer:
         self._grid = grid
         self.stages = len(stages)
         self._phases = max(1, STEP_PX // grid.step_px)
+        """Passes along each axis: two for a stride of 5 px."""
         self._every = max(1, grid.step_px // STEP_PX)
+        """Every so many windows of a pass one is kept: two for a stride of 20 px."""
         steps = range(0, self._phases * grid.step_px, grid.step_px)
         self._shifts = [Shift(down, right) for down in steps for right in steps]
-        self._tile_cells = self._side * stages[0].tile_pieces
+        self._tile_cells = self._side * min(stage.tile_pieces for stage in stages)
         self._tile_blocks = self._tile_cells * STEP_PX // grid.step_px
         self._panel_blocks = self._panel_cells() * STEP_PX // grid.step_px
-        self.tiling: tuple[int, ...] = (self._tile_blocks, self._panel_blocks)
+        cores = [stage.cores_each for stage in stages]
+        self.tiling: tuple[int, ...] = (self._tile_blocks, self._panel_blocks, *cores)
         self._pixel_reach = max(stage.pixel_reach for stage in self._stages)
         self._pixel_mesh = Mesh(self._side, self._pixel_reach + WINDOW_CELLS - 1)
-        self._kept: _Made = {}
+        self._kept: _Kept = {}
         """Of the primary."""
-        self._steps: dict[tuple[int, int], _Step] = {}
+        self._work: dict[tuple[int, int], _TileWork] = {}
         """By row and column of tiles to come, in blocks."""
         self._areas: dict[Piece, Area] = {}
         """Where the pixels lie that are or will be read."""
@@ -106,7 +112,7 @@ class DenseScorer:
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """See `TileScorer.tiles`."""
         # Of a slide that was left in the middle.
-        for held in (self._kept, self._steps, self._areas):
+        for held in (self._kept, self._work, self._areas):
             held.clear()
         self._selected = {shift: self._as_cells(selected, shift) for shift in self._shifts}
         return plan_tiles(selected, self._tile_blocks, panel=self._panel_blocks)
@@ -122,10 +128,10 @@ class DenseScorer:
         """See `TileScorer.margins`; the secondary is asked where the primary finds tumor."""
         found = np.full((self.stages, self._tile_blocks, self._tile_blocks), np.nan, np.float32)
         every, phases = self._every, self._phases
-        step = self._steps.pop((tile.row, tile.column))
+        work = self._work.pop((tile.row, tile.column))
         for shift in self._shifts:
             asked = self._wanted_of(tile, wanted, shift)
-            to_make, made = step.to_make[shift], self._kept
+            to_make, made = work.to_make[shift], self._kept
             for number in range(self.stages):
                 if number:
                     # Nothing is kept: which windows it will be asked for around this tile is not known.
@@ -135,12 +141,12 @@ class DenseScorer:
                     )
                 margins = self._margins_of_stage(number, asked, to_make, made, pixels)
                 if number == 0:
-                    for used in step.done[shift]:
+                    for used in work.to_drop[shift]:
                         del made[used]
                 down, right = (px // self._grid.step_px for px in shift)
                 found[number, down::phases, right::phases] = margins[::every, ::every]
                 asked = Wanted(asked.windows & (margins > 0), asked.top, asked.left)
-        for piece in step.reading.done:
+        for piece in work.reading.done:
             del self._areas[piece]
         rows, columns = wanted.shape
         return found[:, :rows, :columns].copy()
@@ -177,45 +183,48 @@ class DenseScorer:
         cells[:: self._every, :: self._every] = windows
         return cells
 
-    def _within(self, panel: int, shift: Shift) -> Wanted:
+    def _windows_of_panel(self, panel: int, shift: Shift) -> Wanted:
         """All windows of a panel."""
         side = self._panel_blocks * self._grid.step_px // STEP_PX
         return Wanted(self._selected[shift][:, panel * side : (panel + 1) * side], 0, panel * side)
 
     def _plan_panel(self, tiles: Sequence[Tile]) -> Iterator[Reading[Piece]]:
         """Say what is read for each of its tiles; note what is made at each, and how long it is kept."""
-        steps: list[_Step] = []
+        works: list[_TileWork] = []
         made: set[tuple[int, Piece]] = set()
-        # By tiles' numbers: the last that needs it.
-        uses: dict[tuple[int, Piece], int] = {}
-        looks: dict[Piece, int] = {}
+        # The number of the last tile that needs it.
+        last_use: dict[tuple[int, Piece], int] = {}
+        last_look: dict[Piece, int] = {}
         for at, tile in enumerate(tiles):
-            step = _Step({}, {shift: [] for shift in self._shifts}, Reading({}, []))
-            steps.append(step)
+            work = _TileWork({}, {shift: [] for shift in self._shifts}, Reading({}, []))
+            works.append(work)
             panel = self._panel_of(tile)
             for shift in self._shifts:
-                asked, within = self._wanted_of(tile, tile.wanted, shift), self._within(panel, shift)
+                asked, within = (
+                    self._wanted_of(tile, tile.wanted, shift),
+                    self._windows_of_panel(panel, shift),
+                )
                 to_make = self._to_make(0, panel, shift, asked, within=within, made=made)
-                step.to_make[shift] = to_make
+                work.to_make[shift] = to_make
                 made |= {(part, piece) for part, pieces in enumerate(to_make) for piece in pieces}
-                uses |= dict.fromkeys(made & self._used_by(to_make, panel, shift), at)
-                for piece in self._seen_by(to_make, asked, panel, shift):
-                    if piece not in looks:
+                last_use |= dict.fromkeys(made & self._inputs_for(to_make, panel, shift), at)
+                for piece in self._pixels_for(to_make, asked, panel, shift):
+                    if piece not in last_look:
                         area = self._area_of(piece, within)
                         if area is None:
                             continue
-                        step.reading.new[piece] = area
-                    looks[piece] = at
-        for used, at in uses.items():
-            steps[at].done[used[1].shift].append(used)
-        for piece, at in looks.items():
-            steps[at].reading.done.append(piece)
-        for tile, step in zip(tiles, steps, strict=True):
-            self._steps[tile.row, tile.column] = step
-            self._areas |= step.reading.new
-            yield step.reading
+                        work.reading.new[piece] = area
+                    last_look[piece] = at
+        for used, at in last_use.items():
+            works[at].to_drop[used[1].shift].append(used)
+        for piece, at in last_look.items():
+            works[at].reading.done.append(piece)
+        for tile, work in zip(tiles, works, strict=True):
+            self._work[tile.row, tile.column] = work
+            self._areas |= work.reading.new
+            yield work.reading
 
-    def _used_by(self, to_make: _ToMake, panel: int, shift: Shift) -> set[tuple[int, Piece]]:
+    def _inputs_for(self, to_make: _ToMake, panel: int, shift: Shift) -> set[tuple[int, Piece]]:
         """Pieces of the primary's parts that those of the next parts are made of."""
         primary = self._stages[0]
         return {
@@ -228,7 +237,7 @@ class DenseScorer:
             )
         }
 
-    def _seen_by(self, to_make: _ToMake, asked: Wanted, panel: int, shift: Shift) -> set[Piece]:
+    def _pixels_for(self, to_make: _ToMake, asked: Wanted, panel: int, shift: Shift) -> set[Piece]:
         """Pieces of pixels that the primary's first part takes, and all that a secondary may be asked for."""
         seen = [self._stages[0].inputs_of(0, cells) for cells in to_make[0].values()]
         if around := asked.around(self._pixel_reach):
@@ -259,7 +268,7 @@ class DenseScorer:
         crop = stage.runtime.crop_cells
         tile = Cells(asked.top, asked.left, asked.top + self._tile_cells, asked.left + self._tile_cells)
         own = {
-            piece: asked.needs(piece, stage.meshes[-1], reach=0, crop=crop, cells=1)
+            piece: asked.needed_of(piece, stage.meshes[-1], reach=0, crop=crop, cells=1)
             for piece in stage.meshes[-1].over(tile, panel=panel, shift=shift)
         }
         found = [{piece: cells for piece, cells in own.items() if cells}]
@@ -272,7 +281,7 @@ class DenseScorer:
                 if (part, piece) not in made
             }
             needed = {
-                piece: within.needs(piece, mesh, reach=stage.reach[part], crop=crop)
+                piece: within.needed_of(piece, mesh, reach=stage.reach[part], crop=crop)
                 for piece in sorted(before)
             }
             found.insert(0, {piece: cells for piece, cells in needed.items() if cells})
@@ -280,7 +289,7 @@ class DenseScorer:
 
     def _area_of(self, piece: Piece, within: Wanted) -> Area | None:
         """What is read for a piece: what any of the windows depends on in any stage."""
-        cells = within.needs(piece, self._pixel_mesh, reach=self._pixel_reach, crop=1)
+        cells = within.needed_of(piece, self._pixel_mesh, reach=self._pixel_reach, crop=1)
         if cells is None:
             return None
         rows, columns = cells.size
@@ -294,7 +303,7 @@ class DenseScorer:
         number: int,
         asked: Wanted,
         to_make: _ToMake,
-        made: _Made,
+        made: _Kept,
         pixels: Mapping[Piece, NDArray[np.uint8]],
     ) -> NDArray[np.float32]:
         """Make what is to be made, and give margins of the windows asked for, NaN elsewhere.
@@ -344,6 +353,7 @@ class DenseScorer:
         ]
 
     def _of_white(self, number: int, size: tuple[int, int]) -> torch.Tensor:
+        """(1, channels, *size), but `side` values to a cell."""
         if number not in self._blank:
             runtime = self._stages[number].runtime
             part, crop = runtime.network.parts[0], runtime.crop_cells
@@ -377,8 +387,8 @@ class DenseScorer:
         rows, columns = cells.size
         return gather(placed, size=(rows * STEP_PX, columns * STEP_PX), fill=_WHITE)[0].permute(1, 2, 0)
 
-    def _input_of(self, number: int, part: int, piece: Piece, cells: Cells, made: _Made) -> torch.Tensor:
-        """What a part depends on, of the pieces that the part before made."""
+    def _input_of(self, number: int, part: int, piece: Piece, cells: Cells, made: _Kept) -> torch.Tensor:
+        """What a part depends on, of the pieces that the part before made: (1, channels, rows, columns)."""
         stage = self._stages[number]
         scale = stage.runtime.network.parts[part - 1].side
         around = stage.inputs_of(part, cells)

@@ -20,7 +20,7 @@ class Shift(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """A rectangle of the slide's cells."""
+    """A rectangle of the slide's cells, which may lie beyond its borders; bottom and right are left out."""
 
     top: int
     left: int
@@ -44,9 +44,10 @@ class Piece(NamedTuple):
 
 
 class Mesh(NamedTuple):
-    """Pieces of one kind: squares side by side, of which one starts `offset` cells from both borders."""
+    """Squares side by side, moved `offset` cells down and right; rows and columns may be negative."""
 
     side: int
+    """In cells."""
     offset: int
 
     def corner(self, piece: Piece) -> tuple[int, int]:
@@ -68,11 +69,12 @@ class Wanted:
     """Which windows of a pass are wanted, as the network sees them, one each 10 px."""
 
     windows: NDArray[np.bool_]
+    """(rows, columns)"""
     top: int
     left: int
     """Cells of the slide where they begin."""
 
-    def needs(
+    def needed_of(
         self, piece: Piece, mesh: Mesh, *, reach: int, crop: int, cells: int = WINDOW_CELLS
     ) -> Cells | None:
         """The part of a piece that any of the windows depends on; None if none does.
@@ -104,7 +106,7 @@ class Wanted:
         return Cells(top + upper, left + start, top + lower, left + end)
 
     def around(self, reach: int) -> Cells | None:
-        """What lies under the windows and around them; None if there are none."""
+        """What lies under the windows and `reach` cells around them; None if there are none."""
         down, across = (np.flatnonzero(self.windows.any(axis=axis)) for axis in (1, 0))
         if not len(down):
             return None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hnscc_qp.errors import StepError
 from hnscc_qp.geometry import Grid
-from hnscc_qp.models.memory import held_memory
+from hnscc_qp.models.memory import held_memory, is_out_of_memory
 from hnscc_qp.progress import SILENT, Progress
 from hnscc_qp.scoring.arithmetic import arithmetic
 from hnscc_qp.scoring.journal import Journal, TileResult
@@ -32,7 +32,7 @@ class TileScorer(Protocol[P]):
 
     stages: int
     tiling: tuple[int, ...]
-    """What hangs on it which tiles there are, for a selection."""
+    """What decides, for a selection, which tiles there are, and how sums round: blocks and cores."""
 
     def tiles(self, selected: NDArray[np.bool_]) -> Iterator[Tile]:
         """Tiles that hold every selected window once, in an order that is always the same."""
@@ -86,7 +86,7 @@ def score_tiles(
 ) -> Scored:
     """Score the selected windows, tile by tile, in an order that is always the same.
 
-    Memory holds a few tiles beside a few bytes per window of the slide.
+    Memory holds a few tiles and what waits for the next row of them, beside a few bytes per window.
 
     Args:
         slide: to read.
@@ -158,7 +158,7 @@ def _read_pieces(
     def read(what: Reading[P]) -> list[tuple[P, Patchwork]]:
         return [(piece, read_around_holes(slide, area, grid.mpp)) for piece, area in what.new.items()]
 
-    readers = max(1, min(_MOST_READERS, os.cpu_count() or 1))
+    readers = _readers()
     held: dict[P, Patchwork] = {}
     with closing(read_ahead(scorer.plan(tiles), read, threads=readers, ahead=readers)) as ready:
         for reading, future in ready:
@@ -166,6 +166,10 @@ def _read_pieces(
             yield held
             for piece in reading.done:
                 del held[piece]
+
+
+def _readers() -> int:
+    return max(1, min(_MOST_READERS, os.cpu_count() or 1))
 
 
 def _score(
@@ -198,10 +202,13 @@ def _score(
     wanted = tile.wanted & ~lost
     try:
         margins = scorer.margins(tile, wanted, {piece: got.pixels for piece, got in pieces.items()})
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "close other programs" if device.type == "cpu" else 'set device = "cpu" in the study'
         raise StepError(
-            f"{device} has too little memory to score with; lower scoring.batch_size (window models), or set "
-            'device = "cpu" in the study'
+            f"{device} has too little memory to score with; lower scoring.batch_size (window models), or "
+            f"{remedy}"
         ) from error
     # NaN, where a stage was not asked because the one before it said no, is above nothing.
     called = np.all(margins > 0, axis=0)

@@ -94,10 +94,10 @@ def plan_tiles(selected: NDArray[np.bool_], side: int, *, panel: int | None = No
                     yield Tile(row, column, wanted)
 
 
-def tile_area(tile: Tile, grid: Grid, *, side: int, halo_px: int = 0) -> Area:
-    """What a full tile's windows and the halo around them cover, in grid px."""
-    extent = (side - 1) * grid.step_px + grid.window_px + 2 * halo_px
-    return Area(tile.row * grid.step_px - halo_px, tile.column * grid.step_px - halo_px, extent, extent)
+def tile_area(tile: Tile, grid: Grid, *, side: int) -> Area:
+    """What a full tile's windows cover, in grid px."""
+    extent = (side - 1) * grid.step_px + grid.window_px
+    return Area(tile.row * grid.step_px, tile.column * grid.step_px, extent, extent)
 
 
 def windows_over(holes: Iterable[Area], tile: Tile, grid: Grid) -> NDArray[np.bool_]:

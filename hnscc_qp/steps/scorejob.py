@@ -1,4 +1,4 @@
-"""Scoring one image, on this machine or on a worker of a cluster: the same bytes, if they are of one kind.
+"""Scoring one image, on this machine or on a worker of a cluster: the same bytes, where both are alike.
 
 A job says where the study, the project and the models lie and what their hashes are, not what is in them. A
 worker reads them there, and refuses what is not what the job speaks of.

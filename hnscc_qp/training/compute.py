@@ -16,9 +16,6 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from hnscc_qp.study import Training
 
-_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
-"""What torch, oneDNN and the standard library say on a CPU; seen with its address space limited."""
-
 
 def processes() -> int:
     """How many processes `torchrun` started for this training; 1 without it."""
@@ -64,11 +61,6 @@ def chosen_precision(device: torch.device, settings: Training) -> Literal["float
         return settings.precision
     able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if able else "float32"
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory does not hold what was wanted, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 @contextmanager

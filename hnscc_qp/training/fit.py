@@ -21,15 +21,11 @@ from torch import Tensor, nn
 
 from hnscc_qp.errors import CheckpointError, StorageError, TrainingError
 from hnscc_qp.models.checkpoint import Classifier, Stage
-from hnscc_qp.models.memory import held_memory, release_memory
+from hnscc_qp.models.memory import held_memory, is_out_of_memory, release_memory
 from hnscc_qp.models.networks import has_folded_batch_norms, unfold_batch_norms
 from hnscc_qp.progress import SILENT, Progress, Task
 from hnscc_qp.study import Training
-from hnscc_qp.training.compute import (
-    deterministic,
-    is_out_of_memory,
-    make_fabric,
-)
+from hnscc_qp.training.compute import deterministic, make_fabric
 from hnscc_qp.training.course import Course
 from hnscc_qp.training.evaluate import evaluate
 from hnscc_qp.training.history import Epoch, FitResult, TensorBoard, write_log

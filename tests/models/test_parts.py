@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 from models.test_dense import noise, settled
 
 from hnscc_qp.models import onnx_runtime
+from hnscc_qp.models import parts as parts_module
 from hnscc_qp.models.dense import DenseCascade
-from hnscc_qp.models.parts import Runtime
+from hnscc_qp.models.parts import Runtime, share_cores
 
 RUNTIMES = [
     "torch",
@@ -54,18 +57,62 @@ def test_parts_give_the_windows_of_one_plain_pass(network: str, input_px: int, r
         torch.testing.assert_close(found, wanted[: size[0], : size[1]], rtol=1e-3, atol=2e-4)
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("network", "cores", "wanted"),
+    [
+        ("mobilenet_v2", 1, (2, 1)),
+        ("mobilenet_v2", 4, (2, 1)),
+        ("mobilenet_v2", 8, (4, 1)),
+        ("mobilenet_v2", 32, (4, 2)),
+        ("resnet50", 16, (2, 4)),
+    ],
+)
+def test_tiles_grow_with_the_cores_as_far_as_memory_allows(
+    network: str, cores: int, wanted: tuple[int, int]
+) -> None:
+    parts = settled(network, input_px=64).in_parts()
+    with threads(cores):
+        assert share_cores(parts, 48, torch.device("cpu")) == wanted
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_several_cores_on_a_piece_give_the_same_however_many_pieces_there_are(
+    runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (parts_module, onnx_runtime):
+        monkeypatch.setattr(module, "share_cores", lambda *_: (2, 2))
+    with threads(4):
+        parts = stage(DenseCascade(settled(), None), runtime)
+        margin = parts.network.parts[0].margin
+        tiles = noise(*[(30 + 2 * margin) * 10] * 2, n=3).permute(0, 2, 3, 1).contiguous()
+        together = parts.run(0, list(tiles))
+        assert torch.get_num_threads() == 4
+        alone = [parts.run(0, [tile])[0] for tile in tiles]
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_pieces_side_by_side_are_those_one_by_one(runtime: str) -> None:
-    parts = stage(DenseCascade(settled(), None), runtime)
+    classifier = settled()
+    parts = stage(DenseCascade(classifier, None), runtime)
     margin = parts.network.parts[0].margin
     tiles = noise(*[(30 + 2 * margin) * 10] * 2, n=3).permute(0, 2, 3, 1).contiguous()
-    before = torch.get_num_threads()
     alone = [parts.run(0, [tile])[0] for tile in tiles]
-    torch.set_num_threads(2)
-    together = parts.run(0, list(tiles))
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    with threads(2):
+        together = stage(DenseCascade(classifier, None), runtime).run(0, list(tiles))
+        assert torch.get_num_threads() == 2
     assert [one.shape for one in together] == [(1, 32, 60, 60)] * 3
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(alone, together, strict=True))
     assert not torch.allclose(together[0], together[1], atol=1e-1)

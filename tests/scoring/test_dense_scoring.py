@@ -11,6 +11,7 @@ import torch
 
 from hnscc_qp.errors import StudyError
 from hnscc_qp.geometry import Grid
+from hnscc_qp.models import onnx_runtime
 from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.models.dense import DenseCascade, DenseClassifier, windows_of_cells
 from hnscc_qp.models.parts import Layer, Parts, TorchRuntime, take_apart
@@ -23,6 +24,13 @@ from hnscc_qp.scoring.slide import choose_mode, score_slide
 from hnscc_qp.study import Scoring
 
 CPU = torch.device("cpu")
+RUNTIMES = [
+    "torch",
+    pytest.param(
+        "onnxruntime",
+        marks=pytest.mark.skipif(not onnx_runtime.is_installed(), reason="needs hnscc-qp[onnxruntime]"),
+    ),
+]
 
 
 def grid_of(slide, step_px: int = 10) -> Grid:
@@ -103,7 +111,8 @@ def cascade(slide) -> DenseCascade:
     return DenseCascade(small_stage(slide, seed=1), small_stage(slide, seed=2))
 
 
-def test_a_real_network_votes_alike_on_two_tilings():
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_real_network_votes_alike_on_two_tilings(runtime):
     from scoring.conftest import ArraySlide
 
     rng = np.random.default_rng(3)
@@ -116,7 +125,11 @@ def test_a_real_network_votes_alike_on_two_tilings():
         classifier.train()(white_around(slide, classifier.halo_px))
     no_narrow_calls(classifier, classifier.network.classifier[1].bias, slide)
     cascade = DenseCascade(classifier, None)
-    votes = [called(slide, cascade, piece_cells=cells) for cells in (3, 8)]
+    # The first by PyTorch in any case.
+    votes = [
+        called(slide, cascade, piece_cells=cells, runtime=what)
+        for cells, what in ((3, "torch"), (8, runtime))
+    ]
     assert 0 < votes[0].sum() < votes[0].size
     assert np.array_equal(*votes)
 
@@ -132,11 +145,12 @@ def called(
     crop_cells: int = 8,
     most_waiting_bytes: int | None = None,
     tile_pieces: int = 2,
+    runtime: str = "torch",
 ):
     grid = grid_of(slide, step_px)
     settings = settings or Scoring()
     low = settings.precision == "bfloat16" and not settings.exact
-    stages = [copy.copy(stage) for stage in cascade.stages(runtime="torch", device=CPU, bfloat16=low)]
+    stages = [copy.copy(stage) for stage in cascade.stages(runtime=runtime, device=CPU, bfloat16=low)]
     for stage in stages:
         stage.crop_cells, stage.tile_pieces = crop_cells, tile_pieces
         stage.most_waiting_bytes = most_waiting_bytes or stage.most_waiting_bytes
@@ -192,7 +206,7 @@ def test_what_is_skipped_around_a_window_changes_no_vote(slide, cascade, step_px
 @pytest.mark.parametrize("wider", [(False, True), (True, False)])
 @pytest.mark.parametrize("piece_cells", [4, 8, 12])
 def test_two_stages_of_different_reach_vote_as_in_one_pass(slide, monkeypatch, wider, piece_cells):
-    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 4)  # so many threads read ahead
+    monkeypatch.setattr(pipeline, "_readers", lambda: 4)
     cascade = DenseCascade(*(small_stage(slide, seed=seed + 1, wider=far) for seed, far in enumerate(wider)))
     expected = in_one_pass(slide, cascade)
     assert 0 < expected.sum() < expected.size
@@ -217,7 +231,7 @@ def test_nothing_is_held_when_a_slide_is_done(slide, cascade, monkeypatch, step_
         selected = np.random.default_rng(seed).random((grid.window_rows, grid.window_columns)) < share
         called(slide, cascade, piece_cells=3, step_px=step_px, selected=selected, most_waiting_bytes=1)
     assert len(made) == 3
-    assert not any(scorer._kept or scorer._areas or scorer._steps for scorer in made)
+    assert not any(scorer._kept or scorer._areas or scorer._work for scorer in made)
 
 
 def test_every_piece_is_read_once_and_computed_once(slide, cascade, monkeypatch):
@@ -251,7 +265,7 @@ def test_every_piece_is_read_once_and_computed_once(slide, cascade, monkeypatch)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.02])
-def test_what_waits_for_tiles_to_come_is_a_row_of_pieces_whatever_the_height(cascade, monkeypatch, share):
+def test_what_waits_for_tiles_to_come_is_two_rows_of_pieces_whatever_the_height(cascade, monkeypatch, share):
     from scoring.conftest import ArraySlide
 
     waiting: list[int] = []
@@ -268,10 +282,11 @@ def test_what_waits_for_tiles_to_come_is_a_row_of_pieces_whatever_the_height(cas
     grid = grid_of(tall)
     selected = rng.random((grid.window_rows, grid.window_columns)) < share
     called(tall, DenseCascade(cascade.primary, None), piece_cells=4, selected=selected)
-    # Some 6 + 2 pieces are in a row, and around the tile in work there are 3 × 3.
+    # A row has 9 pieces at most; one waits where all is wanted, and what is beside the tile.
     parts = cascade.primary.in_parts().parts[:-1]
     of_piece = sum(part.channels * part.side**2 * 16 for part in parts)
-    assert 0 < max(waiting) <= of_piece * (6 + 2 + 9)
+    rows = 1 if share == 1 else 2
+    assert 0 < max(waiting) <= of_piece * (rows * 9 + 3)
 
 
 def test_of_a_few_windows_no_more_is_computed_than_they_depend_on(slide, cascade, monkeypatch):
@@ -317,7 +332,7 @@ def test_narrow_panels_for_little_memory_change_no_vote(slide, cascade, expected
 
 
 @pytest.mark.parametrize(("piece_cells", "most_waiting_bytes"), [(2, 1), (2, 30000), (3, None)])
-def test_larger_tiles_for_more_cores_change_no_probability(
+def test_larger_tiles_for_more_cores_change_no_answer(
     slide, cascade, monkeypatch, piece_cells, most_waiting_bytes
 ):
     tiles, found = [], []
@@ -412,6 +427,24 @@ def test_probabilities_are_those_of_the_stages_and_nan_where_none_was_asked(slid
     wanted = logits.softmax(0)[1].numpy()[: first.shape[0], : first.shape[1]]
     assert np.abs(first - wanted).max() < 1e-3
     assert np.array_equal(np.isnan(second), wanted <= 0.5)
+
+
+def test_what_tiles_of_another_size_have_left_is_not_taken_for_theirs(slide, cascade, tmp_path, monkeypatch):
+    monkeypatch.setattr(slide_module, "find_tissue", lambda _, grid: np.ones((grid.rows, grid.columns), bool))
+
+    def score(journal, tile_pieces: int):
+        fresh = DenseCascade(cascade.primary, cascade.secondary)
+        for stage in fresh.stages(runtime="torch", device=CPU, bfloat16=False):
+            stage.piece_cells, stage.tile_pieces = 3, tile_pieces
+        return score_slide(
+            slide, cascade=fresh, settings=Scoring(runtime="torch"), device=CPU, journal=journal
+        ).score_map.votes
+
+    journal = tmp_path / "of.journal"
+    small = score(journal, 2)
+    assert b"TILE" in journal.read_bytes()
+    assert np.array_equal(score(journal, 4), small)
+    assert small.any()
 
 
 def test_stopped_after_any_tile_it_goes_on_to_the_same_bits(slide, cascade, tmp_path, monkeypatch):

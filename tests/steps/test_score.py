@@ -207,6 +207,10 @@ def test_onnx_runtime_where_it_can_not_be_had_is_refused_with_the_reason(
     assert "works with dense models only" in refused()
     give_models(study, dense=True)
     assert "does not promise exact arithmetic" in refused("--exact-arithmetic")
+    text = study.read_text()
+    study.write_text(text + '\n[scoring]\nprecision = "bfloat16"\n')
+    assert 'does not work in bfloat16; set precision = "float32"' in refused()
+    study.write_text(text)
     monkeypatch.setattr(onnx_runtime, "is_installed", lambda: False)
     assert "is not installed; run: pip install 'hnscc-qp[onnxruntime]', or set runtime" in refused()
 
