@@ -200,10 +200,8 @@ class DenseScorer:
             works.append(work)
             panel = self._panel_of(tile)
             for shift in self._shifts:
-                asked, within = (
-                    self._wanted_of(tile, tile.wanted, shift),
-                    self._windows_of_panel(panel, shift),
-                )
+                asked = self._wanted_of(tile, tile.wanted, shift)
+                within = self._windows_of_panel(panel, shift)
                 to_make = self._to_make(0, panel, shift, asked, within=within, made=made)
                 work.to_make[shift] = to_make
                 made |= {(part, piece) for part, pieces in enumerate(to_make) for piece in pieces}
