@@ -34,7 +34,7 @@ from hnscc_qp.steps import calibrate, patches, score
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
 from hnscc_qp.steps.publish import publish
-from hnscc_qp.steps.train import cascade_hash
+from hnscc_qp.steps.trained import cascade_hash
 
 STEP = "compare"
 COMPARISON_FILE = "comparison.json"

@@ -37,8 +37,7 @@ from hnscc_qp.review.exports import (
 from hnscc_qp.steps import patches, regions
 from hnscc_qp.steps.cohort import read_members
 from hnscc_qp.steps.context import Context, Manifest
-from hnscc_qp.steps.secondaryuse import is_used
-from hnscc_qp.steps.train import cascade_hash
+from hnscc_qp.steps.trained import cascade_hash, is_used
 
 STEP = "export"
 _COMPARISON = "compare/comparison.json"

@@ -30,8 +30,8 @@ from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.slides.reader import Slide
 from hnscc_qp.steps.context import Context
-from hnscc_qp.steps.secondaryuse import is_used
 from hnscc_qp.steps.table2 import TABLE, write_table
+from hnscc_qp.steps.trained import is_used
 
 _DELINEATED = 6
 _SHARES = ("accuracy", "sensitivity", "specificity", "auc")

@@ -18,7 +18,7 @@ from hnscc_qp.review.tables import write_tables
 from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.paperfigures import copy_confusion, draw_slide_figures, write_networks_table
-from hnscc_qp.steps.secondaryuse import is_used
+from hnscc_qp.steps.trained import is_used
 
 _NOT_SHOWN = {"path", "name", "project", "slides", "device", "workers", "backend"}
 """Of the study's settings: where things lie on this machine, and what changes no result."""

@@ -18,7 +18,7 @@ from hnscc_qp.scoring.score_map import ScoreMap, read_score_map
 from hnscc_qp.scoring.threshold import votes_for
 from hnscc_qp.steps import calibrate, score
 from hnscc_qp.steps.context import Context, Manifest, image_file
-from hnscc_qp.steps.train import cascade_hash
+from hnscc_qp.steps.trained import cascade_hash
 
 STEP = "regions"
 _COLUMNS = (

@@ -24,7 +24,7 @@ from hnscc_qp.steps.scorejob import (
     score_map_file,
     scoring_settings,
 )
-from hnscc_qp.steps.train import load_cascade
+from hnscc_qp.steps.trained import load_cascade
 
 __all__ = ["STEP", "score_images", "score_map_file"]
 

@@ -25,7 +25,7 @@ from hnscc_qp.scoring.probabilities import write_probabilities
 from hnscc_qp.scoring.score_map import ScoreMap, read_score_map, write_score_map
 from hnscc_qp.scoring.slide import score_slide
 from hnscc_qp.steps.context import Context, image_file, placement
-from hnscc_qp.steps.train import load_cascade
+from hnscc_qp.steps.trained import load_cascade
 from hnscc_qp.study import Study
 
 STEP = "score"

@@ -15,12 +15,6 @@ from hnscc_qp.training.report import Predictions
 from hnscc_qp.training.worth import keeps, weigh
 
 
-def is_used(manifest: Mapping[str, Any]) -> bool:
-    """Whether the model of a stage's manifest takes part in scoring: it was trained, and kept."""
-    counts = manifest["counts"]
-    return bool(counts.get("trained", True) and counts.get("kept", True))
-
-
 def decide_use(
     context: Context, lesson: Lesson, said: Mapping[str, Predictions], device: torch.device
 ) -> tuple[dict[str, Any], str]:

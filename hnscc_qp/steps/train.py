@@ -8,7 +8,6 @@ from typing import Any
 
 from hnscc_qp.files import sha256_json, write_json
 from hnscc_qp.generation import make_manifest, step_key, write_manifest
-from hnscc_qp.models.cascade import AnyCascade, make_cascade
 from hnscc_qp.models.checkpoint import (
     PRIMARY,
     SECONDARY,
@@ -35,7 +34,7 @@ from hnscc_qp.steps.lessons import (
     patches_lesson,
     tiles_lesson,
 )
-from hnscc_qp.steps.secondaryuse import decide_use, is_used
+from hnscc_qp.steps.secondaryuse import decide_use
 from hnscc_qp.training.compute import is_first_process
 from hnscc_qp.training.fit import fit
 from hnscc_qp.training.mine import why_no_secondary
@@ -115,29 +114,6 @@ def _do_without(
     (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # of an earlier, better supplied run
     write_manifest(folder, manifest)
     return manifest
-
-
-def load_cascade(context: Context) -> tuple[AnyCascade, dict[str, str]]:
-    """Both models as one, and the SHA-256 of each by name.
-
-    Raises:
-        StepError: they are not trained yet.
-        CheckpointError: a file is damaged.
-    """
-    command = f"hnscc-qp train {context.study.path} --stage"
-    context.generation.need(PRIMARY, command=f"{command} {PRIMARY}")
-    second = context.generation.need(SECONDARY, command=f"{command} {SECONDARY}")
-    primary, card = load_model(context.generation.step(PRIMARY), stain=context.stain)
-    hashes = {"primary model": card.sha256}
-    if not is_used(second):
-        return make_cascade(primary, None), hashes
-    secondary, card = load_model(context.generation.step(SECONDARY), stain=context.stain)
-    return make_cascade(primary, secondary), hashes | {"secondary model": card.sha256}
-
-
-def cascade_hash(models: Mapping[str, str]) -> str:
-    """One hash for the models among the values of `models`, as `load_cascade` names them."""
-    return sha256_json({name: value for name, value in models.items() if name.endswith(" model")})
 
 
 def _train(

@@ -27,7 +27,7 @@ from hnscc_qp.progress import SILENT
 from hnscc_qp.slides.reader import open_slide
 from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.lessons import as_long_as
-from hnscc_qp.steps.train import load_cascade
+from hnscc_qp.steps.trained import load_cascade
 from hnscc_qp.study import DenseRecipe, Training
 from hnscc_qp.studyfile import load_study
 
