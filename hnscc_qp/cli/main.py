@@ -5,6 +5,7 @@ Steps are imported inside the commands: `--help` must not wait for torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -88,6 +89,8 @@ def main() -> None:
     # OpenMP's threads otherwise spin while they wait, and on a busy machine against each other: training
     # was six times slower. OpenMP reads it when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Of a damaged file it says more than our own line does, and in its own words.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         app(standalone_mode=True)
     except HnsccQpError as error:

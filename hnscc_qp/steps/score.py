@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from hnscc_qp.cluster import on_cluster
@@ -53,7 +54,8 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
     runtime = choose_runtime(cascade, context.study.scoring, choose_device(context.study.device))
     settings = scoring_settings(context, runtime)
     inputs = models | {f"image {image.entry_id}": placement(image) for image in context.project.images}
-    if not only and (done := context.finished(STEP, settings, inputs)):
+    done = None if only else context.finished(STEP, settings, inputs)
+    if done and _are_whole(context, done["outputs"]):
         return done
     folder = context.generation.step(STEP)
 
@@ -96,6 +98,15 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
         _write_table(folder / "score.csv", images, found)
         write_manifest(folder, manifest)
     return manifest
+
+
+def _are_whole(context: Context, outputs: Mapping[str, str]) -> bool:
+    """Whether the score maps of a manifest are still there, and as they were written."""
+    files = {image.entry_id: score_map_file(context, image) for image in context.project.images}
+    return all(
+        files[entry_id].is_file() and sha256_file(files[entry_id]) == sha256
+        for entry_id, sha256 in outputs.items()
+    )
 
 
 def _on_cluster(

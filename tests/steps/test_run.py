@@ -153,6 +153,15 @@ def test_stopped_scoring_goes_on_with_the_next_slide(study: Path) -> None:
     assert kept.stat().st_mtime_ns == at
 
 
+def test_regions_that_were_removed_are_drawn_again(study: Path) -> None:
+    folder = study.parent / "generations" / "001" / "regions"
+    gone, *_ = sorted(folder.glob("*.geojson"))
+    before = gone.read_bytes()
+    gone.unlink()
+    assert call("regions", study) == 0
+    assert gone.read_bytes() == before
+
+
 def test_only_the_image_asked_for_is_scored(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = study.parent / "generations" / "001" / "score"
     shutil.rmtree(folder)

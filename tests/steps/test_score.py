@@ -104,6 +104,23 @@ def test_a_killed_run_goes_on_with_the_next_tile_and_ends_with_the_same_bytes(tm
     assert maps(study) == continued
 
 
+def test_a_score_map_that_was_removed_or_damaged_is_made_again(study: Path, call) -> None:
+    assert call("score", study)[0] == 0
+    first = maps(study)
+    gone, damaged = (study.parent / FOLDER / "score" / f"{name}.tif.ome.tiff" for name in ("1 S1", "2 S2"))
+    gone.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    # As a process: what libraries log is seen there only.
+    done = subprocess.run(
+        command("score", study), check=True, env=environment(), capture_output=True, text=True
+    )
+    assert "Tiff" not in done.stderr
+    assert maps(study) == first
+    before = gone.stat().st_mtime_ns
+    assert call("score", study)[0] == 0
+    assert gone.stat().st_mtime_ns == before
+
+
 def test_a_slide_that_fails_is_named_and_the_others_are_done(study: Path, call) -> None:
     (study.parent / "slides" / "S3.tif").unlink()
     code, told = call("score", study)
