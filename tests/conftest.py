@@ -28,9 +28,7 @@ def shared() -> Path:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread: small networks lose by more."""
-    import torch  # after the lines above
+    from runtimes import threads  # it imports torch: after the lines above
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield

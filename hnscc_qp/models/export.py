@@ -6,9 +6,7 @@ stage gives P(tumor) at the temperature of its card; a window is tumor if both a
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from hnscc_qp.geometry import STEP_PX, WINDOW_MPP, WINDOW_PX
 from hnscc_qp.models.checkpoint import Classifier, ModelCard
 from hnscc_qp.models.dense import DenseClassifier, windows_of_cells
 from hnscc_qp.models.networks import CLASSES, fold_batch_norms
+from hnscc_qp.models.tracing import traced, write_onnx
 
 TORCHSCRIPT_FILE = "torchscript_model.pt"
 WSINFER_CONFIG_FILE = "config.json"
@@ -32,7 +31,6 @@ ONNX_FILE = "model.onnx"
 ONNX_CARD_FILE = "model.json"
 TOLERANCE = 1e-4
 """Largest difference of a probability between the network and its file: kernels add in other orders."""
-_OPSET = 17
 _PROBES = 3
 
 
@@ -143,7 +141,7 @@ def export_wsinfer(folder: Path, stages: Stages) -> dict[str, Any]:
     model, side = PatchModel(stages), stages.patch_px
     probe = _probe(_PROBES, side).float() / 255
     path = folder / TORCHSCRIPT_FILE
-    with _quiet(), torch.inference_mode(False), torch.no_grad(), atomic_path(path) as partial:
+    with traced(), atomic_path(path) as partial:
         script = torch.jit.trace(model, (probe[:1],))  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(script), str(partial))
         found = torch.jit.load(str(partial))(probe)  # type: ignore[no-untyped-call]
@@ -188,18 +186,8 @@ def export_onnx(folder: Path, stages: Stages) -> dict[str, Any]:
     axes = {"pixels": {0: "patches"} | ({2: "height", 3: "width"} if dense else {})}
     axes |= {name: {0: "patches"} | ({1: "rows", 2: "columns"} if dense else {}) for name in outputs}
     path = folder / ONNX_FILE
-    with _quiet(), torch.inference_mode(False), torch.no_grad(), atomic_path(path) as partial:
-        # The older way of exporting: it takes sizes as they come, and is in every torch that we run with.
-        torch.onnx.export(
-            model,
-            (_probe(1, side),),
-            str(partial),
-            dynamo=False,
-            opset_version=_OPSET,
-            input_names=["pixels"],
-            output_names=outputs,
-            dynamic_axes=axes,
-        )
+    with traced(), atomic_path(path) as partial:
+        write_onnx(str(partial), model, _probe(1, side), takes="pixels", gives=outputs, free=axes)
         onnx.checker.check_model(str(partial))
         difference = _compare_onnx(partial, model, side, dense=dense)
         if difference is not None:
@@ -274,11 +262,3 @@ def _check(difference: float, path: Path) -> None:
             f"{path} would answer otherwise than the model it was made of (P(tumor) differs by "
             f"{difference:.2g}); it was not written. Export with the torch version that trained the model"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """TorchScript is what WSInfer reads, whatever torch would rather have; traced shapes are checked."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -6,7 +6,6 @@ only: on a CPU it has no convolution in bfloat16. Installed as `hnscc-qp[onnxrun
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +30,8 @@ from hnscc_qp.models.parts import (
     share_cores,
     side_by_side,
 )
+from hnscc_qp.models.tracing import write_onnx
 
-_OPSET = 17
 _EXPORTING = Lock()
 """Tracing is of a process."""
 
@@ -79,7 +78,7 @@ class OnnxRuntime:
                     'other programs, or set runtime = "torch"'
                 ) from error
 
-        return side_by_side(one, pieces, max(1, self._threads // self.cores_each), cores_each=None)
+        return side_by_side(one, pieces, self._threads // self.cores_each, cores_each=None)
 
 
 class _Part(nn.Module):
@@ -117,19 +116,9 @@ def _session(network: Parts, number: int, probe: Tensor, *, threads: int) -> Any
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "part.onnx"))
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")  # of tracing: sizes are taken from the input, not fixed
-            # The older way of exporting: it takes sizes as they come, and is in every torch that we run with.
-            torch.onnx.export(
-                _Part(network, number).eval(),
-                (probe.clone(),),
-                path,
-                dynamo=False,
-                opset_version=_OPSET,
-                input_names=["values"],
-                output_names=["made"],
-                dynamic_axes={
-                    "values": {0: "rows", 1: "columns"} if number == 0 else {2: "rows", 3: "columns"}
-                },
-            )
+        sizes = {0: "rows", 1: "columns"} if number == 0 else {2: "rows", 3: "columns"}
+        part = _Part(network, number).eval()
+        with torch.inference_mode(False):
+            example = probe.clone()
+        write_onnx(path, part, example, takes="values", gives=["made"], free={"values": sizes})
         return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])

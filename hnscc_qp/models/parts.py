@@ -200,7 +200,7 @@ class TorchRuntime:
         self.network = network
         self.piece_cells = PIECE_CELLS.get(device.type, PIECE_CELLS["cpu"])
         self.tile_pieces, self.cores_each = share_cores(network, self.piece_cells, device)
-        self._workers = max(1, torch.get_num_threads() // self.cores_each)
+        self._workers = torch.get_num_threads() // self.cores_each
         self.most_waiting_bytes = MOST_WAITING_BYTES.get(device.type, MOST_WAITING_BYTES["cpu"])
         self.crop_cells = CROP_CELLS
         self._device = device

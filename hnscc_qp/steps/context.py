@@ -69,12 +69,28 @@ class Context:
         """The one to work in: that in use, if none is named; the first is made when a step needs it."""
         return self.at or current_generation(self.study, create=True)
 
-    def finished(self, step: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest | None:
-        """The manifest of `step` if it was done with just these settings and inputs, for every image."""
+    def finished(
+        self,
+        step: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        file_of: Callable[[Context, ImageEntry], Path] | None = None,
+    ) -> Manifest | None:
+        """The manifest of `step` if it was done with just these settings and inputs, for every image.
+
+        With `file_of`, what the step writes for an image, it is not done if one of these is gone.
+        """
         manifest = None if self.force else self.generation.manifest(step)
-        if manifest and manifest["key"] == step_key(step, settings, inputs) and not manifest["failed"]:
-            return manifest
-        return None
+        if not manifest or manifest["key"] != step_key(step, settings, inputs) or manifest["failed"]:
+            return None
+        if file_of and not all(
+            file_of(self, image).is_file()
+            for image in self.project.images
+            if image.entry_id in manifest["outputs"]
+        ):
+            return None
+        return manifest
 
     def open_image(self, image: ImageEntry) -> Slide:
         """Open the slide of an image in QuPath's frame, in the colours that models are to see.

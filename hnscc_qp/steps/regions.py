@@ -47,12 +47,7 @@ def draw_regions(context: Context) -> Manifest:
     threshold_score = float(calibrated["counts"]["threshold score"])
     settings = {"threshold score": threshold_score}
     inputs = dict(scored["outputs"])
-    done = context.finished(STEP, settings, inputs)
-    if done and all(
-        region_file(context, image).is_file()
-        for image in context.project.images
-        if image.entry_id in done["outputs"]
-    ):
+    if done := context.finished(STEP, settings, inputs, file_of=region_file):
         return done
     folder = context.generation.step(STEP)
 

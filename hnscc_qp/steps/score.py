@@ -54,7 +54,7 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
     runtime = choose_runtime(cascade, context.study.scoring, choose_device(context.study.device))
     settings = scoring_settings(context, runtime)
     inputs = models | {f"image {image.entry_id}": placement(image) for image in context.project.images}
-    done = None if only else context.finished(STEP, settings, inputs)
+    done = None if only else context.finished(STEP, settings, inputs, file_of=score_map_file)
     if done and _are_whole(context, done["outputs"]):
         return done
     folder = context.generation.step(STEP)
@@ -101,11 +101,11 @@ def score_images(context: Context, *, only: tuple[str, ...] = (), scheduler: str
 
 
 def _are_whole(context: Context, outputs: Mapping[str, str]) -> bool:
-    """Whether the score maps of a manifest are still there, and as they were written."""
-    files = {image.entry_id: score_map_file(context, image) for image in context.project.images}
+    """Whether the score maps of a manifest are as they were written."""
     return all(
-        files[entry_id].is_file() and sha256_file(files[entry_id]) == sha256
-        for entry_id, sha256 in outputs.items()
+        sha256_file(score_map_file(context, image)) == outputs[image.entry_id]
+        for image in context.project.images
+        if image.entry_id in outputs
     )
 
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from models.test_dense import noise, settled
+from runtimes import RUNTIMES, threads
 
 from hnscc_qp.models import onnx_runtime
 from hnscc_qp.models import parts as parts_module
 from hnscc_qp.models.dense import DenseCascade
 from hnscc_qp.models.parts import Runtime, share_cores
-
-RUNTIMES = [
-    "torch",
-    pytest.param(
-        "onnxruntime",
-        marks=pytest.mark.skipif(not onnx_runtime.is_installed(), reason="needs hnscc-qp[onnxruntime]"),
-    ),
-]
 
 
 def stage(cascade: DenseCascade, runtime: Any, *, bfloat16: bool = False) -> Runtime:
@@ -55,16 +46,6 @@ def test_parts_give_the_windows_of_one_plain_pass(network: str, input_px: int, r
     corner = through(parts, pixels[:-20, :-10].contiguous())
     for found, size in ((corner, (3, 4)), (through(parts, pixels), (5, 5))):
         torch.testing.assert_close(found, wanted[: size[0], : size[1]], rtol=1e-3, atol=2e-4)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,8 @@ MapMaker = Callable[..., ScoreMap]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Small networks only: threads that wait for each other cost more than they win."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    pass
 
 
 class ArraySlide:
@@ -154,3 +150,27 @@ def dark_cascade() -> DarkCascade:
 @pytest.fixture
 def array_slide() -> type[ArraySlide]:
     return ArraySlide
+
+
+# --- for dense scoring; what makes them imports from here ---------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slide() -> ArraySlide:
+    from scoring.smallstages import drawn_slide
+
+    return drawn_slide()
+
+
+@pytest.fixture(scope="module")
+def cascade(slide):
+    from scoring.smallstages import two_stages
+
+    return two_stages(slide)
+
+
+@pytest.fixture(scope="module")
+def expected(slide, cascade) -> NDArray[np.bool_]:
+    from scoring.smallstages import in_one_pass
+
+    return in_one_pass(slide, cascade)

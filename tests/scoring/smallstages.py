@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import torch
+from runtimes import threads
 from scoring.conftest import ArraySlide
 
 from hnscc_qp.geometry import Grid
@@ -28,8 +29,8 @@ def drawn_slide() -> ArraySlide:
 
 def two_stages(slide: ArraySlide) -> DenseCascade:
     """That call half of its windows each."""
-    torch.set_num_threads(1)
-    return DenseCascade(small_stage(slide, seed=1), small_stage(slide, seed=2))
+    with threads(1):
+        return DenseCascade(small_stage(slide, seed=1), small_stage(slide, seed=2))
 
 
 def grid_of(slide, step_px: int = 10) -> Grid:

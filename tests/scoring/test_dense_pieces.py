@@ -11,10 +11,7 @@ from scoring.conftest import ArraySlide
 from scoring.smallstages import (
     CPU,
     called,
-    drawn_slide,
     grid_of,
-    in_one_pass,
-    two_stages,
 )
 
 from hnscc_qp.models.dense import DenseCascade
@@ -22,19 +19,17 @@ from hnscc_qp.models.parts import TorchRuntime
 from hnscc_qp.scoring.dense import DenseScorer
 
 
-@pytest.fixture(scope="module")
-def slide() -> ArraySlide:
-    return drawn_slide()
-
-
-@pytest.fixture(scope="module")
-def cascade(slide) -> DenseCascade:
-    return two_stages(slide)
-
-
-@pytest.fixture(scope="module")
-def expected(slide, cascade) -> np.ndarray:
-    return in_one_pass(slide, cascade)
+@pytest.fixture
+def passed(monkeypatch) -> list[tuple[int, list[torch.Tensor]]]:
+    """Part and pieces of all that PyTorch is asked to run."""
+    asked: list[tuple[int, list[torch.Tensor]]] = []
+    run = TorchRuntime.run
+    monkeypatch.setattr(
+        TorchRuntime,
+        "run",
+        lambda self, number, pieces: asked.append((number, list(pieces))) or run(self, number, pieces),
+    )
+    return asked
 
 
 @pytest.mark.parametrize("step_px", [5, 10, 20])
@@ -54,18 +49,11 @@ def test_nothing_is_held_when_a_slide_is_done(slide, cascade, monkeypatch, step_
     assert not any(scorer._kept or scorer._areas or scorer._work for scorer in made)
 
 
-def test_every_piece_is_read_once_and_computed_once(slide, cascade, monkeypatch):
-    passed = []
-    run = TorchRuntime.run
-    monkeypatch.setattr(
-        TorchRuntime,
-        "run",
-        lambda self, number, pieces: passed.append((self, number, pieces)) or run(self, number, pieces),
-    )
+def test_every_piece_is_read_once_and_computed_once(slide, cascade, passed):
     slide.reads.clear()
     called(slide, DenseCascade(cascade.primary, None), piece_cells=4)
     assert len({(region.x, region.y) for region in slide.reads}) == len(slide.reads) > 30
-    first, second, last = (sum(len(at) for _, number, at in passed if number == part) for part in range(3))
+    first, second, last = (sum(len(at) for number, at in passed if number == part) for part in range(3))
     grid = grid_of(slide)
     sides = (grid.window_rows - 1) // 4, (grid.window_columns - 1) // 4
     assert last == (sides[0] + 1) * (sides[1] + 1)
@@ -81,7 +69,7 @@ def test_every_piece_is_read_once_and_computed_once(slide, cascade, monkeypatch)
     pale[:50, :50] = slide.pixels[:50, :50]
     called(type(slide)(pale), DenseCascade(cascade.primary, None), piece_cells=4)
     # Two rows of two meet the five cells that are not white.
-    assert sum(len(at) for _, number, at in passed if number == 0) == 2 * 2 + 1
+    assert sum(len(at) for number, at in passed if number == 0) == 2 * 2 + 1
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.02])
@@ -107,36 +95,24 @@ def test_what_waits_for_tiles_to_come_is_two_rows_of_pieces_whatever_the_height(
     assert 0 < max(waiting) <= of_piece * (rows * 9 + 3)
 
 
-def test_of_a_few_windows_no_more_is_computed_than_they_depend_on(slide, cascade, monkeypatch):
-    passed = []
-    run = TorchRuntime.run
-    monkeypatch.setattr(
-        TorchRuntime,
-        "run",
-        lambda self, number, pieces: passed.extend(pieces) or run(self, number, pieces),
-    )
+def test_of_a_few_windows_no_more_is_computed_than_they_depend_on(slide, cascade, passed):
     selected = np.zeros_like(called(slide, cascade, piece_cells=48))
-    whole = sum(piece[..., 0].numel() for piece in passed)
+    whole = sum(piece[..., 0].numel() for _, pieces in passed for piece in pieces)
     selected[3:5, 2:4] = True
     passed.clear()
     slide.reads.clear()
     called(slide, DenseCascade(cascade.primary, None), piece_cells=48, selected=selected.astype(bool))
-    assert sum(piece[..., 0].numel() for piece in passed) < whole / 4
+    assert sum(piece[..., 0].numel() for _, pieces in passed for piece in pieces) < whole / 4
     assert sum(region.width * region.height for region in slide.reads) < 300 * 300
 
 
-def test_what_is_left_of_pieces_has_few_sizes(slide, cascade, monkeypatch):
-    sizes: dict[int, set[tuple[int, ...]]] = {}
-    run = TorchRuntime.run
-
-    def seen(self, number, pieces):
-        sizes.setdefault(number, set()).update(tuple(piece.shape) for piece in pieces)
-        return run(self, number, pieces)
-
-    monkeypatch.setattr(TorchRuntime, "run", seen)
+def test_what_is_left_of_pieces_has_few_sizes(slide, cascade, passed):
     selected = np.random.default_rng(3).random(called(slide, cascade, piece_cells=48).shape) < 0.02
-    sizes.clear()
+    passed.clear()
     called(slide, cascade, piece_cells=8, selected=selected, crop_cells=4)
+    sizes: dict[int, set[tuple[int, ...]]] = {}
+    for number, pieces in passed:
+        sizes.setdefault(number, set()).update(tuple(piece.shape) for piece in pieces)
     assert [1 < len(of_part) <= 4 for of_part in sizes.values()] == [True] * 3
 
 

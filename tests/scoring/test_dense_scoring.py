@@ -7,21 +7,19 @@ import re
 import numpy as np
 import pytest
 import torch
+from runtimes import RUNTIMES
 from scoring.conftest import ArraySlide
 from scoring.smallstages import (
     CPU,
     called,
-    drawn_slide,
     grid_of,
     in_one_pass,
     no_narrow_calls,
     small_stage,
-    two_stages,
     white_around,
 )
 
 from hnscc_qp.errors import StudyError
-from hnscc_qp.models import onnx_runtime
 from hnscc_qp.models.cascade import Cascade
 from hnscc_qp.models.dense import DenseCascade, DenseClassifier
 from hnscc_qp.scoring import pipeline
@@ -31,29 +29,6 @@ from hnscc_qp.scoring.journal import Journal
 from hnscc_qp.scoring.pipeline import score_tiles
 from hnscc_qp.scoring.slide import choose_mode, score_slide
 from hnscc_qp.study import Scoring
-
-RUNTIMES = [
-    "torch",
-    pytest.param(
-        "onnxruntime",
-        marks=pytest.mark.skipif(not onnx_runtime.is_installed(), reason="needs hnscc-qp[onnxruntime]"),
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def slide() -> ArraySlide:
-    return drawn_slide()
-
-
-@pytest.fixture(scope="module")
-def cascade(slide) -> DenseCascade:
-    return two_stages(slide)
-
-
-@pytest.fixture(scope="module")
-def expected(slide, cascade) -> np.ndarray:
-    return in_one_pass(slide, cascade)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

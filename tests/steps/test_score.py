@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
 from steps.scoring_studies import FOLDER, command, environment, give_models, maps
 from studies import STUDY, new_image, write_slide, write_study
 
@@ -27,6 +26,8 @@ from hnscc_qp.scoring.score_map import read_score_map
 from hnscc_qp.steps.context import Context
 from hnscc_qp.steps.scorejob import ScoreJob, run_job_remotely
 from hnscc_qp.studyfile import load_study
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -301,14 +302,6 @@ def test_probabilities_are_written_beside_the_score_map_if_asked_for(study: Path
     first = side.read_bytes()
     assert call("score", study, "--image", "S1.tif", "--force")[0] == 0
     assert side.read_bytes() == first
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_manifests_name_the_mode(study: Path, call) -> None:
